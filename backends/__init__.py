@@ -1,0 +1,1 @@
+"""One record a device, found by the core through entry points."""

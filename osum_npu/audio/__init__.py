@@ -1,0 +1,1 @@
+"""Sound: reading files, log-mel features, augmentation."""

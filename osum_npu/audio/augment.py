@@ -1,0 +1,74 @@
+"""SpecAugment and time substitution on log-mel features.
+
+What is masked is drawn on the host from a generator of the sample's own, so that augmentation does not depend on the
+batch, the worker or the rank; it is applied to the whole batch on the device.
+Source: wenet, wenet/dataset/processor.py (``spec_aug``, ``spec_sub``), as OSUM uses them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass as typed
+from torch import Tensor
+
+from osum_npu.strict import STRICT
+
+
+@typed(frozen=True, config=STRICT)
+class SpecAugmentConfig:
+    """How much of the features is hidden; the defaults are OSUM's."""
+
+    time_masks: int = Field(2, ge=0, description="masks along time")
+    time_frames: int = Field(50, ge=1, description="longest of them, in frames of 10 ms")
+    frequency_masks: int = Field(2, ge=0, description="masks along frequency")
+    frequency_bins: int = Field(10, ge=1, description="widest of them, in mel bins")
+    substitutions: int = Field(3, ge=0, description="stretches replaced by an earlier stretch")
+    substitution_frames: int = Field(30, ge=1, description="longest of them, in frames")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What happens to one utterance."""
+
+    hidden_frames: NDArray[np.bool_]
+    hidden_bins: NDArray[np.bool_]
+    source_frames: NDArray[np.int64]
+
+
+def draw(config: SpecAugmentConfig, frames: int, n_mels: int, rng: random.Random) -> Drawn:
+    """Draw masks and substitutions for an utterance of ``frames`` frames; two or three draws each, as wenet does."""
+    hidden_frames, hidden_bins = np.zeros(frames, np.bool_), np.zeros(n_mels, np.bool_)
+    source = np.arange(frames)
+    for _ in range(config.time_masks):
+        start, length = rng.randint(0, frames - 1), rng.randint(1, config.time_frames)
+        hidden_frames[start : start + length] = True
+    for _ in range(config.frequency_masks):
+        start, length = rng.randint(0, n_mels - 1), rng.randint(1, config.frequency_bins)
+        hidden_bins[start : start + length] = True
+    for _ in range(config.substitutions):
+        start, length = rng.randint(0, frames - 1), rng.randint(1, config.substitution_frames)
+        end, back = min(start + length, frames), rng.randint(0, start)
+        source[start:end] = np.arange(start - back, end - back)
+    return Drawn(hidden_frames, hidden_bins, source)
+
+
+def apply(features_BTM: Tensor, drawn: Sequence[Drawn]) -> Tensor:
+    """Apply one :class:`Drawn` to each utterance of a padded batch; hidden places become 0."""
+    batch, frames, _ = features_BTM.shape
+    hidden_BT = np.zeros((batch, frames), np.bool_)
+    source_BT = np.tile(np.arange(frames), (batch, 1))
+    for i, one in enumerate(drawn):
+        hidden_BT[i, : len(one.hidden_frames)] = one.hidden_frames
+        source_BT[i, : len(one.source_frames)] = one.source_frames
+    hidden_BM = np.stack([one.hidden_bins for one in drawn])
+    device = features_BTM.device
+    masked = features_BTM.masked_fill(torch.from_numpy(hidden_BT).to(device)[..., None], 0.0)
+    masked = masked.masked_fill(torch.from_numpy(hidden_BM).to(device)[:, None], 0.0)
+    return masked.gather(1, torch.from_numpy(source_BT).to(device)[..., None].expand_as(masked))

@@ -1,0 +1,77 @@
+"""Whisper's log-mel spectrogram, batched, on any device.
+
+Shapes: B utterances, S samples, T frames of 10 ms, M mel bins.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+N_FFT = 400
+"""Window of 25 ms at 16 kHz."""
+HOP = 160
+"""10 ms at 16 kHz."""
+
+
+@cache
+def mel_filters(n_mels: int, device: torch.device) -> Tensor:
+    """Return Whisper's Slaney mel filters as float32 ``[M, N_FFT // 2 + 1]``, read from openai-whisper's own file.
+
+    Raises:
+        ValueError: openai-whisper has no filters for this number of bins.
+    """
+    # find_spec, because importing whisper costs more than a second
+    spec = find_spec("whisper")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("log-mel filters come with the package openai-whisper: pip install openai-whisper")
+    with np.load(Path(spec.submodule_search_locations[0]) / "assets" / "mel_filters.npz") as table:
+        if f"mel_{n_mels}" not in table:
+            raise ValueError(f"Whisper has log-mel filters of 80 and 128 bins, not {n_mels}")
+        return torch.from_numpy(table[f"mel_{n_mels}"]).to(device)
+
+
+@cache
+def _window(device: torch.device) -> Tensor:
+    return torch.hann_window(N_FFT, device=device)
+
+
+def frame_count(samples: int) -> int:
+    """Return the number of 10 ms frames that :func:`log_mel` makes of ``samples``."""
+    return samples // HOP
+
+
+def log_mel(wave_BS: Tensor, samples_B: Tensor, n_mels: int = 80) -> tuple[Tensor, Tensor]:
+    """Compute the log-mel spectrogram of every utterance as if it were alone.
+
+    Periodic Hann window, centred with reflection at the utterance's own end (not at the batch's), last frame dropped,
+    power spectrum, clamp 1e-10, log10, floor at the utterance's maximum − 8, ``(x + 4) / 4``.
+    Source: openai/whisper, whisper/audio.py.
+
+    Args:
+        wave_BS: float32 waveforms of 16 kHz, padded on the right with anything.
+        samples_B: int64, true length of each, at least 160.
+        n_mels: 80 or 128.
+
+    Returns:
+        (float32 ``[B, T, M]`` with zeros behind the end, int64 ``[B]`` frames).
+    """
+    device = wave_BS.device
+    frames_B = samples_B // HOP
+    position = torch.arange(-(N_FFT // 2), wave_BS.shape[1] + N_FFT // 2, device=device)
+    last_B1 = samples_B[:, None] - 1
+    source = torch.minimum(position.abs(), 2 * last_B1 - position.abs()).clamp(min=0)
+    padded = wave_BS.float().gather(1, source)
+    with torch.autocast(device.type, enabled=False):
+        spectrum = torch.stft(padded, N_FFT, HOP, window=_window(device), center=False, return_complex=True)
+        power_BFT = spectrum.real.square() + spectrum.imag.square()
+        mel_BMT = mel_filters(n_mels, device) @ power_BFT[..., : int(wave_BS.shape[1] // HOP)]
+    log_BTM = mel_BMT.clamp(min=1e-10).log10().transpose(1, 2)
+    inside = (torch.arange(log_BTM.shape[1], device=device) < frames_B[:, None])[..., None]
+    peak = log_BTM.masked_fill(~inside, float("-inf")).amax((1, 2), keepdim=True)
+    return ((torch.maximum(log_BTM, peak - 8.0) + 4.0) / 4.0).masked_fill(~inside, 0.0), frames_B

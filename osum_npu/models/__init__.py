@@ -1,0 +1,1 @@
+"""The networks: one class of network a file."""

@@ -1,0 +1,123 @@
+"""OSUM's adapter: from encoder frames of 20 ms to speech embeddings of 80 ms in the width of the LLM.
+
+Shapes: B utterances, F encoder frames, E speech embeddings, C channels, H width of the LLM.
+Source: ASLP-lab/OSUM, wenet/llm_asr (``down_sample_2``, ``speech_transformer``, ``speech_llama_proj``).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from osum_npu import functional
+from osum_npu.strict import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class OsumAdapterConfig:
+    """Size of the adapter; the defaults are OSUM's. Its width is the encoder's."""
+
+    layers: int = Field(4, ge=1, description="transformer blocks")
+    heads: int = Field(4, ge=1, description="attention heads; must divide the encoder's width")
+    feed_forward: int = Field(2560, ge=1, description="inner width of the feed-forward layers")
+    max_positions: int = Field(5000, ge=1, description="longest output, in speech embeddings")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout after attention and feed-forward, in training")
+
+
+def interleaved_sinusoids(length: int, width: int) -> Tensor:
+    """Return ``[length, width]`` with sines at even and cosines at odd channels (Vaswani et al., 2017)."""
+    angle = torch.arange(length)[:, None] * torch.exp(torch.arange(0, width, 2) * -(math.log(10_000) / width))
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+
+
+class CausalDownsampling(nn.Module):
+    """Three causal convolutions with strides 1, 2, 2: a quarter of the frames."""
+
+    strides = (1, 2, 2)
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.ModuleList(nn.Conv1d(width, width, kernel_size=3, stride=stride) for stride in self.strides)
+
+    def forward(self, x_BFC: Tensor) -> Tensor:
+        """Return ``[B, ceil(ceil(F / 2) / 2), C]``; every output sees only frames up to its own place."""
+        x_BCF = x_BFC.transpose(1, 2)
+        for conv in self.conv:
+            x_BCF = F.gelu(conv(F.pad(x_BCF, (2, 0))))
+        return x_BCF.transpose(1, 2)
+
+
+class AdapterBlock(nn.Module):
+    """One pre-norm transformer block with ReLU; all projections have a bias."""
+
+    def __init__(self, width: int, heads: int, feed_forward: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.feed_forward = nn.Sequential(nn.Linear(width, feed_forward), nn.ReLU(), nn.Linear(feed_forward, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BEC: Tensor, mask_B1E: Tensor) -> Tensor:
+        """Return ``[B, E, C]``; ``mask`` is True where an embedding may be attended to."""
+        y_BEC = self.norm1(x_BEC)
+        query, key, value = (
+            project(y_BEC).unflatten(-1, (self.heads, -1)) for project in (self.query, self.key, self.value)
+        )
+        mixed = functional.attention(query, key, value, mask_BTS=mask_B1E).flatten(2)
+        x_BEC = x_BEC + self.dropout(self.out(mixed))
+        return x_BEC + self.dropout(self.feed_forward(self.norm2(x_BEC)))  # type: ignore[no-any-return]
+
+
+class OsumAdapter(nn.Module):
+    """Convolutions, a small transformer, a projection."""
+
+    positions: Tensor
+
+    def __init__(self, config: OsumAdapterConfig, width: int, llm_width: int) -> None:
+        super().__init__()
+        if width % config.heads:
+            raise ValueError(f"adapter: the encoder's width {width} is not divisible by {config.heads} heads")
+        self.config, self.width = config, width
+        self.down = CausalDownsampling(width)
+        self.embed = nn.Linear(width, width)
+        self.embed_norm = nn.LayerNorm(width)
+        self.register_buffer("positions", interleaved_sinusoids(config.max_positions, width), persistent=False)
+        self.blocks = nn.ModuleList(
+            AdapterBlock(width, config.heads, config.feed_forward, config.dropout) for _ in range(config.layers)
+        )
+        self.after_norm = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, llm_width)
+
+    @staticmethod
+    def length(frames: int) -> int:
+        """Return how many speech embeddings come of ``frames`` encoder frames."""
+        return (frames + 3) // 4
+
+    def forward(self, x_BFC: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Adapt encoder frames.
+
+        Args:
+            x_BFC: encoder output; what lies behind an end cannot leak, as the convolutions are causal.
+            length_B: int64 encoder frames of each utterance.
+
+        Returns:
+            (``[B, E, H]``, int64 ``[B]`` speech embeddings).
+        """
+        x_BEC = self.down(x_BFC)
+        out_B = (length_B + 3) // 4
+        mask_B1E = (torch.arange(x_BEC.shape[1], device=x_BEC.device) < out_B[:, None])[:, None]
+        x_BEC = self.embed_norm(self.embed(x_BEC)) * math.sqrt(self.width)
+        x_BEC = x_BEC + self.positions[: x_BEC.shape[1]].to(x_BEC.dtype)
+        for block in self.blocks:
+            x_BEC = block(x_BEC, mask_B1E)
+        return self.projection(self.after_norm(x_BEC)), out_B

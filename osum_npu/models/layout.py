@@ -1,0 +1,95 @@
+"""Where prompt, speech and answer stand in the sequence that the LLM reads.
+
+``[prompt][speech begin][speech][speech end][answer]``, for training and inference alike. All of it is integers of the
+host, made once a batch: the model then fills the sequence with one gather.
+
+Shapes: B sequences, L positions, N labelled positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A batch of sequences as places in a table of embedding rows.
+
+    The table's rows are: 0 padding, 1 speech begin, 2 speech end, then all token ids, then all speech embeddings.
+    """
+
+    tokens: Tensor
+    """int64: the token ids of all sequences, one behind the other."""
+    source_BL: Tensor
+    """int64: row of the table for each position."""
+    mask_BL: Tensor
+    """bool: False at padding."""
+    position_BL: Tensor
+    """int64: place within the sequence, 0 at padding."""
+    predictor_N: Tensor
+    """int64: flat positions (in B × L) whose output predicts a label."""
+    label_N: Tensor
+    """int64: the labels."""
+
+    def to(self, device: torch.device) -> Layout:
+        """Copy to a device."""
+        return Layout(**{name: value.to(device, non_blocking=True) for name, value in self.__dict__.items()})
+
+
+def lay_out(
+    prompts: Sequence[Sequence[int]],
+    speech_lengths: Sequence[int],
+    answers: Sequence[Sequence[int]] | None = None,
+    *,
+    padding: Literal["left", "right"] = "right",
+) -> Layout:
+    """Arrange a batch.
+
+    Args:
+        prompts: token ids of each instruction.
+        speech_lengths: speech embeddings of each utterance; the table holds them with the longest as row stride.
+        answers: token ids of each answer, end mark included; ``None`` at inference.
+        padding: the side on which short sequences are filled up; left for generation.
+    """
+    stride, batch = max(speech_lengths), len(prompts)
+    answers = answers if answers is not None else [()] * batch
+    tokens = np.concatenate([np.asarray(ids, np.int64) for pair in zip(prompts, answers) for ids in pair])
+    first_speech = 3 + len(tokens)
+    lengths = [len(p) + 2 + n + len(a) for p, n, a in zip(prompts, speech_lengths, answers)]
+    longest = max(lengths)
+    source = np.zeros((batch, longest), np.int64)
+    position = np.zeros((batch, longest), np.int64)
+    mask = np.zeros((batch, longest), np.bool_)
+    predictors: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
+    next_token = 3
+    for i, (prompt, n, answer, length) in enumerate(zip(prompts, speech_lengths, answers, lengths)):
+        start = longest - length if padding == "left" else 0
+        after_prompt, answer_start = next_token + len(prompt), start + length - len(answer)
+        source[i, start : start + length] = np.concatenate(
+            [
+                np.arange(next_token, after_prompt),
+                [1],
+                np.arange(first_speech + i * stride, first_speech + i * stride + n),
+                [2],
+                np.arange(after_prompt, after_prompt + len(answer)),
+            ]
+        )
+        next_token = after_prompt + len(answer)
+        position[i, start : start + length] = np.arange(length)
+        mask[i, start : start + length] = True
+        predictors.append(i * longest + np.arange(answer_start - 1, answer_start - 1 + len(answer)))
+    labels = np.concatenate([np.asarray(answer, np.int64) for answer in answers])
+    return Layout(
+        tokens=torch.from_numpy(tokens),
+        source_BL=torch.from_numpy(source),
+        mask_BL=torch.from_numpy(mask),
+        position_BL=torch.from_numpy(position),
+        predictor_N=torch.from_numpy(np.concatenate(predictors)),
+        label_N=torch.from_numpy(labels),
+    )

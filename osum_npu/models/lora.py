@@ -1,0 +1,46 @@
+"""LoRA on the LLM, by PEFT."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from osum_npu.strict import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class LoraSettings:
+    """Low-rank updates of the LLM's projections; the defaults are OSUM's, which leaves ``up_proj`` alone."""
+
+    rank: int = Field(8, ge=1, description="rank of the update")
+    alpha: float = Field(32, gt=0, description="scale; the update is multiplied by alpha / rank")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout in front of the update, in training")
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj"), description="names of linear layers"
+    )
+
+
+def add_lora(llm: nn.Module, settings: LoraSettings) -> None:
+    """Put LoRA layers into ``llm``, in place, initialised to change nothing."""
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(peft_config(settings), llm)
+
+
+def peft_config(settings: LoraSettings) -> object:
+    """Return the same settings as PEFT's ``LoraConfig``, for ``adapter_config.json`` too."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT computes with floats
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+        task_type="CAUSAL_LM",
+    )
+
+
+def is_lora(name: str) -> bool:
+    """Whether a parameter of this name belongs to LoRA."""
+    return ".lora_" in name

@@ -1,0 +1,50 @@
+"""A small tokenizer, learned from the texts of a corpus, for language models that are trained from nothing.
+
+Released LLMs bring their own tokenizer; nothing else in the project knows which one it works with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from osum_npu.tasks.text import HAN
+
+END = "<|endoftext|>"
+
+
+def train_tokenizer(texts: Iterable[str], marks: Sequence[str], vocabulary: int = 2000) -> Any:
+    """Learn byte-pair units from ``texts``; any text can be written with them, unknown characters as bytes.
+
+    Words keep one id wherever they stand: the space is part of the word, also at the start and behind a mark, and
+    Han characters are units of their own. Decoding may therefore put spaces around them, which
+    :func:`osum_npu.tasks.normalize_text` removes.
+
+    Args:
+        texts: transcripts, replies, prompts.
+        marks: strings that are one unit each (``<male>``, ``<0.42>``).
+        vocabulary: number of units, marks not counted.
+
+    Returns:
+        A ``transformers.PreTrainedTokenizerFast`` with end mark :data:`END`, which also pads.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token=None))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(rf"[{HAN}]"), "isolated"),
+            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True),
+            pre_tokenizers.Split(Regex(r"[^▁\w]"), "isolated"),
+        ]
+    )
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(replacement="▁")])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END, *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(mark, normalized=False, special=False) for mark in marks])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)

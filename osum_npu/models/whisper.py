@@ -1,0 +1,132 @@
+"""The speech encoder: Whisper's, for utterances of any length.
+
+Parameter names are openai-whisper's (``blocks.0.attn.query.weight``), so its state dicts load as they are.
+Differences to the original: no padding to 30 s, a padding mask, and each utterance is computed as if it were alone.
+
+Shapes: B utterances, T frames of 10 ms, F frames of 20 ms, M mel bins, C channels, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from osum_npu import functional
+from osum_npu.strict import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class WhisperEncoderConfig:
+    """Size of the encoder; the defaults are Whisper-medium's, as in OSUM."""
+
+    n_mels: int = Field(80, description="mel bins: 80, or 128 for large-v3")
+    width: int = Field(1024, ge=8, multiple_of=2, description="channels")
+    layers: int = Field(24, ge=1, description="transformer blocks")
+    heads: int = Field(16, ge=1, description="attention heads; must divide width")
+    max_frames: int = Field(1500, ge=1, description="longest input, in encoder frames of 20 ms")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout after attention and feed-forward, in training")
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"encoder width {self.width} is not divisible by {self.heads} heads")
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Return the position table ``[length, width]``: sines, then cosines, of wavelengths 2π to 10000·2π."""
+    step = math.log(10_000) / (width // 2 - 1)
+    angle = torch.arange(length)[:, None] * torch.exp(-step * torch.arange(width // 2))
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+class Attention(nn.Module):
+    """Bidirectional self-attention; the key projection has no bias."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_BFC: Tensor, mask_B1F: Tensor | None) -> Tensor:
+        """Mix frames; ``mask`` is True where a frame may be attended to."""
+        query, key, value = (
+            project(x_BFC).unflatten(-1, (self.heads, -1)) for project in (self.query, self.key, self.value)
+        )
+        return self.out(functional.attention(query, key, value, mask_BTS=mask_B1F).flatten(2))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block with exact GELU."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attn = Attention(width, heads)
+        self.attn_ln = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp_ln = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BFC: Tensor, mask_B1F: Tensor | None) -> Tensor:
+        """Return ``[B, F, C]``."""
+        x_BFC = x_BFC + self.dropout(self.attn(self.attn_ln(x_BFC), mask_B1F))
+        return x_BFC + self.dropout(self.mlp(self.mlp_ln(x_BFC)))  # type: ignore[no-any-return]
+
+
+class WhisperEncoder(nn.Module):
+    """Two convolutions, sinusoidal positions, transformer blocks, a final norm."""
+
+    positional_embedding: Tensor
+
+    def __init__(self, config: WhisperEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.conv1 = nn.Conv1d(config.n_mels, config.width, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(config.width, config.width, kernel_size=3, stride=2, padding=1)
+        self.register_buffer("positional_embedding", sinusoids(config.max_frames, config.width))
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.dropout) for _ in range(config.layers)
+        )
+        self.ln_post = nn.LayerNorm(config.width)
+
+    @staticmethod
+    def length(frames: int) -> int:
+        """Return how many encoder frames come of ``frames`` mel frames."""
+        return (frames + 1) // 2
+
+    def forward(self, mel_BTM: Tensor, frames_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode.
+
+        Args:
+            mel_BTM: log-mel features, zero behind each end.
+            frames_B: int64 mel frames of each utterance.
+
+        Returns:
+            (``[B, F, C]``, int64 ``[B]`` encoder frames). What lies behind an end is meaningless.
+
+        Raises:
+            ValueError: an utterance is longer than the position table.
+        """
+        limit = self.config.max_frames
+        if mel_BTM.shape[1] > 2 * limit:
+            raise ValueError(
+                f"an utterance of {mel_BTM.shape[1] / 100:.2f} s is too long for this encoder, which takes "
+                f"{limit / 50:.2f} s: cut it, or raise model.encoder.max_frames and train"
+            )
+        inside_BT = torch.arange(mel_BTM.shape[1], device=mel_BTM.device) < frames_B[:, None]
+        x_BCT = F.gelu(self.conv1(mel_BTM.transpose(1, 2)))
+        # Alone, an utterance ends in the convolution's zero padding: it must see the same zeros in a batch.
+        x_BCT = x_BCT * inside_BT[:, None]
+        x_BFC = F.gelu(self.conv2(x_BCT)).transpose(1, 2)
+        length_B = (frames_B + 1) // 2
+        x_BFC = x_BFC + self.positional_embedding[: x_BFC.shape[1]].to(x_BFC.dtype)
+        mask_B1F = inside_BT[:, None, ::2]
+        for block in self.blocks:
+            x_BFC = block(x_BFC, mask_B1F)
+        return self.ln_post(x_BFC), length_B

@@ -1,0 +1,183 @@
+"""Any implementation of an op against its reference: values and gradients.
+
+There is one norm: the largest difference over the root-mean-square of the reference. An elementwise relative error
+means nothing near zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from osum_npu.op import REFERENCE, Implementation, Op
+
+VANISHING = 1e-3
+"""A gradient this much smaller than the largest of its case is made of rounding errors (one key alone leaves none to
+the query, say) and is measured against the largest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One implementation on one case."""
+
+    op: str
+    backend: str
+    """Type of the device."""
+    provider: str
+    """Who computed it: a backend's name or ``reference``."""
+    dtype: str
+    case: str
+    """The arguments, in words."""
+    forward_error: float
+    gradient_error: float
+    """The worst of all inputs that have a gradient."""
+    tolerance: tuple[float, float]
+    """Allowed to values and to gradients."""
+    ok: bool
+    fault: str = ""
+    """What the implementation raised, where it did not compute at all."""
+
+
+def relative_error(got: Tensor | np.ndarray[Any, Any], want: Tensor | np.ndarray[Any, Any]) -> float:
+    """Return the largest difference of ``got`` from ``want`` over the root-mean-square of ``want``.
+
+    Args:
+        got: any shape, dtype and device.
+        want: the same shape.
+
+    Returns:
+        0 for empty or equal arrays, infinity where ``want`` is zero throughout and ``got`` is not, NaN for NaN.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    got, want = _double(got), _double(want)
+    return _ratio(_largest_difference(got, want), _rms(want))
+
+
+def check(
+    op: Op[..., Any], implementation: Implementation[..., Any], dtype: torch.dtype, device: torch.device
+) -> list[Row]:
+    """Hold an implementation to its op's reference on all cases that it takes.
+
+    The inputs are rounded to ``dtype``; from there the reference computes in float64 on the CPU.
+
+    Args:
+        op: the op.
+        implementation: one of it, or its reference to see how that fares on ``device``.
+        dtype: dtype of all floating inputs.
+        device: where the implementation runs.
+
+    Returns:
+        One row a case; none where it takes no case.
+    """
+    rng = torch.Generator().manual_seed(0)
+    tolerance = implementation.tolerance[dtype]
+    rows = []
+    for number, case in enumerate(op.cases(rng)):
+        inputs = {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in case.items()}
+        mine = _leaves(inputs, device, dtype)
+        if implementation.refusal(dtype, **mine):
+            continue
+        forward, gradient, fault = math.inf, math.inf, ""
+        theirs = _leaves(inputs, torch.device("cpu"), torch.float64)
+        try:
+            with torch.no_grad():
+                result = op.reference(**inputs).dtype
+            forward, gradient = _compare(op, implementation, mine, theirs, result, rng)
+        except Exception as error:  # a device that fails one case is still asked for the others
+            fault = f"{type(error).__name__}: {error}"
+        rows.append(
+            Row(
+                op=op.name,
+                backend=device.type,
+                provider=implementation.provider,
+                dtype=str(dtype).removeprefix("torch."),
+                case=f"{number}: " + ", ".join(f"{k}={_word(v)}" for k, v in case.items()),
+                forward_error=forward,
+                gradient_error=gradient,
+                tolerance=tolerance,
+                ok=forward <= tolerance[0] and gradient <= tolerance[1],
+                fault=fault,
+            )
+        )
+    return rows
+
+
+def serving(op: Op[..., Any], dtype: torch.dtype, device: torch.device) -> Implementation[..., Any]:
+    """Return the implementation that serves ``dtype`` on ``device``: the device's own, or else the reference."""
+    own = op.implementations.get(device.type)
+    return own if own is not None and dtype in own.dtypes else op.implementations[REFERENCE]
+
+
+def _compare(
+    op: Op[..., Any],
+    implementation: Implementation[..., Any],
+    mine: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    result: torch.dtype,
+    rng: torch.Generator,
+) -> tuple[float, float]:
+    """Return the relative error of the value and the worst of the gradients."""
+    want, got = op.reference(**theirs), implementation.call(**mine)
+    if got.dtype != result:
+        raise ValueError(f"the result is {got.dtype}, that of the reference {result}")
+    forward = relative_error(got, want)
+    slope = torch.randn(want.shape, generator=rng).to(got.dtype)
+    want.backward(slope.double())
+    got.backward(slope.to(got.device))
+    names = [name for name, x in theirs.items() if isinstance(x, Tensor) and x.requires_grad]
+    truths = {name: theirs[name].grad for name in names}
+    largest = max(_rms(truth) for truth in truths.values())
+    errors = []
+    for name, truth in truths.items():
+        gradient = mine[name].grad
+        if gradient is None:
+            raise ValueError(f"no gradient reached {name}")
+        scale = _rms(truth)
+        difference = _largest_difference(_double(gradient), truth)
+        errors.append(_ratio(difference, largest if scale < VANISHING * largest else scale))
+    return forward, float(np.max(errors))  # which keeps a NaN, as max() does not
+
+
+def _leaves(inputs: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Copy the tensors to ``device``, those with gradients as fresh leaves in ``dtype``."""
+
+    def leaf(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        if not x.is_floating_point():
+            return x.to(device)
+        return x.detach().clone().to(device, dtype).requires_grad_()
+
+    return {name: leaf(x) for name, x in inputs.items()}
+
+
+def _double(x: Tensor | np.ndarray[Any, Any]) -> Tensor:
+    return torch.as_tensor(x).detach().cpu().double()  # to the host first: not every device has float64
+
+
+def _largest_difference(got: Tensor, want: Tensor) -> float:
+    if got.shape != want.shape:
+        raise ValueError(f"shape {list(got.shape)} is not that of the reference, {list(want.shape)}")
+    return (got - want).abs().max().item() if want.numel() else 0.0
+
+
+def _rms(x: Tensor) -> float:
+    return x.square().mean().sqrt().item() if x.numel() else 0.0
+
+
+def _ratio(difference: float, scale: float) -> float:
+    if difference == 0.0:
+        return 0.0
+    return difference / scale if scale else math.inf
+
+
+def _word(x: Any) -> str:
+    return f"{list(x.shape)}" if isinstance(x, Tensor) else str(x)

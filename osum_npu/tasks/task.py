@@ -1,0 +1,68 @@
+"""The eight tasks of OSUM: their tags and their label sets.
+
+Tags, label spelling and case are those that released OSUM checkpoints were trained on
+(ASLP-lab/OSUM, OSUM/README.md and its prompt configuration).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to ask about a recording."""
+
+    name: str
+    """What users write: ``--tasks asr,gender``."""
+    code: str
+    """OSUM's own abbreviation; accepted wherever a name is."""
+    tag: str
+    """OSUM's tag string, with a space between two tags."""
+    labels: tuple[str, ...] = ()
+    """Classes of a task whose answer is one of a set; empty for the others."""
+
+
+ASR = Task("asr", "ASR", "<TRANSCRIBE>")
+TIMESTAMPS = Task("timestamps", "SRWT", "<TRANSCRIBE> <ALIGN>")
+EVENT = Task(
+    "event",
+    "VED",
+    "<TRANSCRIBE> <CAPTION>",
+    ("laugh", "cough", "cry", "screaming", "sigh", "throat clearing", "sneeze", "other"),
+)
+EMOTION = Task(
+    "emotion",
+    "SER",
+    "<TRANSCRIBE> <EMOTION>",
+    ("sad", "anger", "neutral", "happy", "surprise", "fear", "disgust", "other"),
+)
+STYLE = Task(
+    "style",
+    "SSR",
+    "<TRANSCRIBE> <STYLE>",
+    ("新闻科普", "恐怖故事", "童话故事", "客服", "诗歌散文", "有声书", "日常口语", "其他"),
+)
+GENDER = Task("gender", "SGC", "<TRANSCRIBE> <GENDER>", ("female", "male"))
+AGE = Task("age", "SAP", "<TRANSCRIBE> <AGE>", ("child", "adult", "old"))
+CHAT = Task("chat", "STTC", "<TRANSCRIBE> <S2TCHAT>")
+
+TASKS: dict[str, Task] = {t.name: t for t in (ASR, TIMESTAMPS, EVENT, EMOTION, STYLE, GENDER, AGE, CHAT)}
+
+CHAT_SEPARATOR = "<开始回答>"
+"""Stands between transcript and answer in the chat task."""
+
+
+def get_task(name: str) -> Task:
+    """Return the task that users call ``name`` (``gender``), by code (``SGC``) or by tag (``<TRANSCRIBE><GENDER>``).
+
+    Raises:
+        ValueError: no task is called that.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    plain = name.upper().replace(" ", "")
+    for task in TASKS.values():
+        if plain in (task.code, task.tag.replace(" ", "")):
+            return task
+    raise ValueError(f"there is no task {name!r}; the tasks are {', '.join(TASKS)}")

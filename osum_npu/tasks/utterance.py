@@ -1,0 +1,41 @@
+"""What is known about one recording: where its sound lies and which labels it carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Word(NamedTuple):
+    """One word (English) or character (Han) with its time span in seconds."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utterance:
+    """One row of a manifest, resolved and checked. ``None`` means not labelled at the source."""
+
+    key: str
+    wav: str
+    """Path of the sound file."""
+    duration: float | None = None
+    """Seconds from ``start`` to ``end``."""
+    start: float = 0.0
+    """First second of the file that belongs to this utterance."""
+    end: float | None = None
+    """Last second; ``None`` means the end of the file."""
+    text: str | None = None
+    """Transcript as :func:`osum_npu.tasks.normalize_text` writes it."""
+    lang: str | None = None
+    speaker: str | None = None
+    words: tuple[Word, ...] | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Label by task name: ``{"gender": "male", "emotion": "happy"}``."""
+    reply: str | None = None
+    """What a chat partner would answer."""
+    prompt: str | None = None
+    """An instruction of the row's own, instead of one of the task's paraphrases."""
