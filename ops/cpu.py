@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from osum_npu import functional
-from osum_npu_ops import sdpa
+
+from . import sdpa
 
 BOTH = (torch.float32, torch.bfloat16)
 

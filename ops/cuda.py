@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from osum_npu import functional
-from osum_npu_ops import sdpa
+
+from . import sdpa
 
 HALF = (torch.bfloat16, torch.float16)
 ALL = (*HALF, torch.float32)
@@ -23,7 +24,7 @@ def attention(
     mask_BTS: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Repeats the keys where no fused kernel takes groups: flash attention does, without a mask and in half precision."""
+    """Repeats the keys where no fused kernel takes groups; flash attention does: half precision without a mask."""
     T, H = query_BTHD.shape[1:3]
     S, K = key_BSKD.shape[1:3]
     if H != K and (query_BTHD.dtype not in HALF or sdpa.needs_mask(T, S, causal, mask_BTS)):
@@ -34,7 +35,7 @@ def attention(
 functional.packed_attention.impl("cuda", dtypes=ALL, tolerance=sdpa.TOLERANCE)(sdpa.packed_attention)
 
 
-def _same_dtype(x: Tensor, weight: Tensor, eps: float) -> bool:
+def _same_dtype(x: Tensor, weight: Tensor, eps: float) -> bool:  # noqa: ARG001  an op's accepts has its parameters
     """A weight in the dtype of x."""
     return weight.dtype == x.dtype
 

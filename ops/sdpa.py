@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 TOLERANCE = {torch.bfloat16: (3e-2, 2e-1), torch.float16: (5e-3, 3e-2)}
 """The kernels round probabilities and their gradients to half precision in the backward pass; it shows where a query
 has few keys."""

@@ -1,1 +1,1 @@
-"""."""
+"""Model directories, and weights that others published."""

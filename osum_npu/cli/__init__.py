@@ -1,1 +1,1 @@
-"""."""
+"""The command `osum-npu`: one file a verb."""

@@ -138,6 +138,11 @@ def _ops(chosen: Backend, device: torch.device) -> list[dict[str, str]]:
         }
         choice = op.choose(**arguments)
         rows.append(
-            {"op": op.name, "dtype": str(dtype).removeprefix("torch."), "provider": choice.provider, "reason": choice.reason}
+            {
+                "op": op.name,
+                "dtype": str(dtype).removeprefix("torch."),
+                "provider": choice.provider,
+                "reason": choice.reason,
+            }
         )
     return rows

@@ -1,1 +1,1 @@
-"""."""
+"""Asking a trained model about recordings."""

@@ -79,7 +79,9 @@ def use_own_ops(llm: PreTrainedModel) -> PreTrainedModel:
 def build_llm(config: dict[str, Any]) -> PreTrainedModel:
     """Build a decoder with random weights from a transformers configuration (``model_type`` and sizes)."""
     settings = dict(config)
-    llm: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+    llm: PreTrainedModel = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(settings.pop("model_type"), **settings)
+    )
     return use_own_ops(llm)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
@@ -28,7 +30,7 @@ def add_lora(llm: nn.Module, settings: LoraSettings) -> None:
     inject_adapter_in_model(peft_config(settings), llm)
 
 
-def peft_config(settings: LoraSettings) -> object:
+def peft_config(settings: LoraSettings) -> Any:
     """Return the same settings as PEFT's ``LoraConfig``, for ``adapter_config.json`` too."""
     from peft import LoraConfig
 

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
 
 from osum_npu import functional
 from osum_npu.models.adapters import OsumAdapter, OsumAdapterConfig
 from osum_npu.models.layout import Layout, lay_out
-from osum_npu.models.llm import build_llm
-from osum_npu.models.lora import LoraSettings, add_lora
+from osum_npu.models.llm import build_llm, load_llm
+from osum_npu.models.lora import LoraSettings, add_lora, is_lora, peft_config
 from osum_npu.models.whisper import WhisperEncoder, WhisperEncoderConfig
 
 CROSS_ENTROPY_CHUNK = 1024
@@ -37,7 +40,7 @@ class SpeechLLMConfig(PreTrainedConfig):
         adapter: dict[str, Any] | None = None,
         llm: dict[str, Any] | None = None,
         lora: dict[str, Any] | None = None,
-        ctc: bool = False,
+        ctc_units: list[str] | None = None,
         llm_path: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -48,13 +51,13 @@ class SpeechLLMConfig(PreTrainedConfig):
             adapter: fields of :class:`OsumAdapterConfig`.
             llm: a transformers configuration with ``model_type``.
             lora: fields of :class:`LoraSettings`; ``None`` for no LoRA.
-            ctc: whether the encoder has a CTC head, an auxiliary loss.
+            ctc_units: characters that a CTC head on the encoder spells, an auxiliary loss; ``None`` for no head.
             llm_path: hub name or folder of the base LLM where the model directory does not hold its weights.
             kwargs: what every transformers configuration takes.
         """
         super().__init__(**kwargs)
         self.encoder, self.adapter, self.llm = encoder or {}, adapter or {}, llm or {}
-        self.lora, self.ctc, self.llm_path = lora, ctc, llm_path
+        self.lora, self.ctc_units, self.llm_path = lora, ctc_units, llm_path
 
 
 @dataclass
@@ -67,7 +70,7 @@ class SpeechLLMOutput:
     ctc_sum: Tensor | None
     """CTC loss in nats, summed over utterances; ``None`` without a CTC head or targets."""
     ctc_count: int
-    """CTC target tokens."""
+    """CTC target characters."""
 
 
 class SpeechLLM(PreTrainedModel):
@@ -90,12 +93,13 @@ class SpeechLLM(PreTrainedModel):
         self.encoder = WhisperEncoder(encoder)
         self.llm = llm if llm is not None else build_llm(config.llm)
         width: int = self.llm.get_input_embeddings().embedding_dim
-        self.vocabulary: int = self.llm.get_input_embeddings().num_embeddings
         self.adapter = OsumAdapter(OsumAdapterConfig(**config.adapter), encoder.width, width)
         self.marks = nn.Parameter(torch.randn(2, width) * self.llm.config.initializer_range)
         """Embeddings of speech begin and speech end."""
-        # the last class is CTC's blank
-        self.ctc_head = nn.Linear(encoder.width, self.vocabulary + 1) if config.ctc else None
+        self.ctc_head: nn.Linear | None = None
+        if config.ctc_units is not None:
+            self.ctc_head = nn.Linear(encoder.width, len(config.ctc_units) + 1)  # the last class is CTC's blank
+            self._ctc_ids = {unit: i for i, unit in enumerate(config.ctc_units)}
         if config.lora is not None:
             add_lora(self.llm, LoraSettings(**config.lora))
 
@@ -124,18 +128,23 @@ class SpeechLLM(PreTrainedModel):
         self,
         features: Tensor,
         frames: Tensor,
-        layout: Layout,
-        ctc_targets: Sequence[Sequence[int]] | None = None,
+        layout: Layout | None = None,
+        transcripts: Sequence[str] | None = None,
     ) -> SpeechLLMOutput:
         """Compute the losses of a batch; logits exist at label positions only.
 
         Args:
             features: float ``[B, T, M]`` log-mel, zero behind each end.
             frames: int64 ``[B]``.
-            layout: made by :func:`lay_out` with answers, on the model's device.
-            ctc_targets: transcript ids of each utterance, for the CTC head; an empty one is left out of the loss.
+            layout: made by :func:`lay_out` with answers, on the model's device; ``None`` leaves adapter and LLM out.
+            transcripts: for the CTC head; an empty one is left out of its loss. ``None`` leaves the head out.
         """
         encoded_BFC, length_B = self.encoder(features, frames)
+        ctc_sum, ctc_count = None, 0
+        if transcripts is not None:
+            ctc_sum, ctc_count = self._ctc(encoded_BFC, length_B, transcripts)
+        if layout is None:
+            return SpeechLLMOutput(features.new_zeros(()), 0, ctc_sum, ctc_count)
         speech_BEH, _ = self.adapter(encoded_BFC, length_B)
         hidden_BLH = self.llm.get_decoder()(
             inputs_embeds=self.embed(speech_BEH, layout),
@@ -145,54 +154,134 @@ class SpeechLLM(PreTrainedModel):
         ).last_hidden_state
         hidden_NH = hidden_BLH.flatten(0, 1)[layout.predictor_N]
         head = self.llm.get_output_embeddings()
-        loss_sum = functional.linear_cross_entropy(
-            hidden_NH, head.weight, layout.label_N, chunk=CROSS_ENTROPY_CHUNK
-        )
-        ctc_sum, ctc_count = None, 0
-        if self.ctc_head is not None and ctc_targets is not None:
-            ctc_sum, ctc_count = self._ctc(encoded_BFC, length_B, ctc_targets)
+        loss_sum = functional.linear_cross_entropy(hidden_NH, head.weight, layout.label_N, chunk=CROSS_ENTROPY_CHUNK)
         return SpeechLLMOutput(loss_sum, len(layout.label_N), ctc_sum, ctc_count)
 
-    def _ctc(self, encoded_BFC: Tensor, length_B: Tensor, targets: Sequence[Sequence[int]]) -> tuple[Tensor, int]:
-        assert self.ctc_head is not None
+    def ctc_targets(self, transcript: str) -> list[int]:
+        """Return the classes that spell a transcript; characters that the head does not know are left out."""
+        return [self._ctc_ids[character] for character in transcript if character in self._ctc_ids]
+
+    def _ctc(self, encoded_BFC: Tensor, length_B: Tensor, transcripts: Sequence[str]) -> tuple[Tensor, int]:
+        if self.ctc_head is None:
+            raise ValueError("this model has no CTC head: set model.ctc, or ctc_weight to 0")
+        device, targets = encoded_BFC.device, [self.ctc_targets(transcript) for transcript in transcripts]
         rows = [i for i, target in enumerate(targets) if target]
-        flat = torch.tensor([token for target in targets for token in target], dtype=torch.int64)
-        device = encoded_BFC.device
-        log_probs = self.ctc_head(encoded_BFC[rows]).float().log_softmax(-1).transpose(0, 1)
+        if not rows:
+            return encoded_BFC.new_zeros(()), 0
+        log_probs_FBV = self.ctc_head(encoded_BFC[rows]).float().log_softmax(-1).transpose(0, 1)
+        flat = [unit for target in targets for unit in target]
         loss = F.ctc_loss(
-            log_probs,
-            flat.to(device),
+            log_probs_FBV,
+            torch.tensor(flat, device=device),
             length_B[rows],
             torch.tensor([len(targets[i]) for i in rows], device=device),
-            blank=self.vocabulary,
+            blank=self.ctc_head.out_features - 1,
             reduction="sum",
             zero_infinity=True,
         )
         return loss, len(flat)
 
-    @torch.no_grad()
-    def generate(
-        self, features: Tensor, frames: Tensor, prompts: Sequence[Sequence[int]], **settings: Any
-    ) -> Tensor:
-        """Answer a prompt about each utterance; several utterances in one left-padded batch.
+    def hear(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn sound into speech embeddings: (``[B, E, H]``, int64 ``[B]`` how many of each utterance).
 
         Args:
             features: float ``[B, T, M]`` log-mel, zero behind each end.
             frames: int64 ``[B]``.
+        """
+        speech: tuple[Tensor, Tensor] = self.adapter(*self.encoder(features, frames))
+        return speech
+
+    @torch.no_grad()
+    def respond(
+        self, speech_BEH: Tensor, lengths: Sequence[int], prompts: Sequence[Sequence[int]], **settings: Any
+    ) -> Tensor:
+        """Answer a prompt about each utterance, in one left-padded batch.
+
+        Args:
+            speech_BEH: of :meth:`hear`.
+            lengths: speech embeddings of each utterance.
             prompts: token ids of each instruction.
             settings: what :meth:`transformers.GenerationMixin.generate` takes.
 
         Returns:
             int64 ``[B, new tokens]``, the answers only.
         """
-        encoded_BFC, length_B = self.encoder(features, frames)
-        speech_BEH, _ = self.adapter(encoded_BFC, length_B)
-        lengths = [self.speech_length(n) for n in frames.tolist()]
         layout = lay_out(prompts, lengths, padding="left").to(speech_BEH.device)
-        answer: Tensor = self.llm.generate(
-            inputs_embeds=self.embed(speech_BEH, layout), attention_mask=layout.mask_BL.long(), **settings
-        )
+        inputs = self.embed(speech_BEH, layout)
+        answer: Tensor = self.llm.generate(inputs_embeds=inputs, attention_mask=layout.mask_BL.long(), **settings)
         return answer
+
+    def generate(self, features: Tensor, frames: Tensor, prompts: Sequence[Sequence[int]], **settings: Any) -> Tensor:
+        """Hear and respond: :meth:`hear`, then :meth:`respond`."""
+        speech_BEH, length_B = self.hear(features, frames)
+        return self.respond(speech_BEH, length_B.tolist(), prompts, **settings)
+
+    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:  # type: ignore[override]
+        """Write ``config.json``, the weights, and LoRA in PEFT's own files.
+
+        The base LLM is left out where ``config.llm_path`` says where it lies.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.save_pretrained(folder)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        lora = {_peft_name(name): state.pop(name) for name in list(state) if is_lora(name)}
+        kept = {name: state[name] for name in state if name not in self._left_out()}
+        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+        if self.config.lora is not None:
+            save_file(lora, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+            peft_config(LoraSettings(**self.config.lora)).save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **settings: Any) -> SpeechLLM:  # type: ignore[override]
+        """Load what :meth:`save_pretrained` wrote, from a folder or a hub.
+
+        Args:
+            name_or_path: folder, or name on a hub.
+            settings: ``llm_path`` to take the base LLM from elsewhere; the rest goes to the download.
+
+        Raises:
+            ValueError: the weights do not fit the configuration.
+        """
+        config = SpeechLLMConfig.from_pretrained(name_or_path)
+        path = settings.pop("llm_path", config.llm_path)
+        model = cls(config, load_llm(path) if path else None)
+        state = load_file(_file(name_or_path, "model.safetensors", settings))
+        if config.lora is not None:
+            ours = {_peft_name(name): name for name in model.state_dict() if is_lora(name)}
+            adapter = load_file(_file(name_or_path, "adapter_model.safetensors", settings))
+            state |= {ours.get(name, name): tensor for name, tensor in adapter.items()}
+        expected = {n: t.shape for n, t in model.state_dict().items() if n not in model._left_out()}
+        faults = [f"{n} is missing" for n in sorted(expected.keys() - state.keys())]
+        faults += [f"{n} is not part of the model" for n in sorted(state.keys() - expected.keys())]
+        faults += [
+            f"{n} has shape {tuple(state[n].shape)}, wanted {tuple(expected[n])}"
+            for n in sorted(expected.keys() & state.keys())
+            if state[n].shape != expected[n]
+        ]
+        if faults:
+            raise ValueError(f"{name_or_path}: the weights do not fit config.json: {'; '.join(faults[:10])}")
+        model.load_state_dict(state, strict=False)
+        return model.eval()
+
+    def _left_out(self) -> set[str]:
+        """Name the tensors that ``model.safetensors`` does not hold: tied ones, and a base LLM kept elsewhere."""
+        head, tokens = self.llm.get_output_embeddings(), self.llm.get_input_embeddings()
+        left_out = {"llm.lm_head.weight"} if head.weight is tokens.weight else set()
+        if self.config.llm_path is not None:
+            left_out |= {name for name in self.state_dict() if name.startswith("llm.") and not is_lora(name)}
+        return left_out
+
+
+def _peft_name(name: str) -> str:
+    """Return PEFT's file name for one of our LoRA tensors."""
+    return "base_model.model." + name.removeprefix("llm.").replace(".default", "")
+
+
+def _file(name_or_path: str | Path, file: str, settings: dict[str, Any]) -> str:
+    found = cached_file(str(name_or_path), file, **settings)
+    assert found is not None
+    return found
 
 
 def make_config(
@@ -201,7 +290,7 @@ def make_config(
     llm: dict[str, Any],
     lora: LoraSettings | None,
     *,
-    ctc: bool,
+    ctc_units: list[str] | None = None,
     llm_path: str | None = None,
 ) -> SpeechLLMConfig:
     """Make a model configuration of typed parts."""
@@ -209,7 +298,12 @@ def make_config(
         encoder=asdict(encoder),
         adapter=asdict(adapter),
         llm=llm,
-        lora=None if lora is None else {**asdict(lora), "targets": list(lora.targets)},
-        ctc=ctc,
+        lora=None if lora is None else lora_fields(lora),
+        ctc_units=ctc_units,
         llm_path=llm_path,
     )
+
+
+def lora_fields(lora: LoraSettings) -> dict[str, Any]:
+    """Return LoRA settings as ``config.json`` holds them."""
+    return {**asdict(lora), "targets": list(lora.targets)}

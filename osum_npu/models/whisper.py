@@ -89,10 +89,10 @@ class WhisperEncoder(nn.Module):
         self.config = config
         self.conv1 = nn.Conv1d(config.n_mels, config.width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(config.width, config.width, kernel_size=3, stride=2, padding=1)
+        for conv in (self.conv1, self.conv2):  # torch's default would drown the features in the positions added to them
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         self.register_buffer("positional_embedding", sinusoids(config.max_frames, config.width))
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.dropout) for _ in range(config.layers)
-        )
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.layers))
         self.ln_post = nn.LayerNorm(config.width)
 
     @staticmethod

@@ -71,7 +71,9 @@ def _laugh(rng: Generator) -> Wave:
 
 
 def _cough(rng: Generator) -> Wave:
-    burst = [_decay(_noise(0.22, rng, 200, rng.uniform(2000, 3000)), 0.004, 0.035) for _ in range(int(rng.integers(2, 4)))]
+    burst = [
+        _decay(_noise(0.22, rng, 200, rng.uniform(2000, 3000)), 0.004, 0.035) for _ in range(int(rng.integers(2, 4)))
+    ]
     return np.concatenate([part for b in burst for part in (b, _silence(rng.uniform(0.05, 0.12)))])
 
 
@@ -99,7 +101,9 @@ def _throat_clearing(rng: Generator) -> Wave:
     n = int(rng.uniform(0.5, 0.7) * SAMPLE_RATE)
     t = _seconds(n)
     rough = 0.5 * (1 + np.sign(np.sin(2 * np.pi * rng.uniform(22, 30) * t)))
-    return (_voiced(np.full(n, rng.uniform(85, 110)), 20) * rough + 0.3 * _noise(n / SAMPLE_RATE + 0.01, rng)[:n]).astype(np.float32)
+    return (
+        _voiced(np.full(n, rng.uniform(85, 110)), 20) * rough + 0.3 * _noise(n / SAMPLE_RATE + 0.01, rng)[:n]
+    ).astype(np.float32)
 
 
 def _sneeze(rng: Generator) -> Wave:
@@ -109,7 +113,10 @@ def _sneeze(rng: Generator) -> Wave:
 
 
 def _other(rng: Generator) -> Wave:
-    tones = [_decay(np.sin(2 * np.pi * f * _seconds(int(0.3 * SAMPLE_RATE))).astype(np.float32), 0.003, 0.15) for f in rng.uniform(1500, 3000, 2)]
+    tones = [
+        _decay(np.sin(2 * np.pi * f * _seconds(int(0.3 * SAMPLE_RATE))).astype(np.float32), 0.003, 0.15)
+        for f in rng.uniform(1500, 3000, 2)
+    ]
     return np.concatenate(tones)
 
 
@@ -209,7 +216,10 @@ def _drone(wave: Wave, rng: Generator) -> Wave:
 def _music_box(wave: Wave, rng: Generator) -> Wave:
     step = int(0.18 * SAMPLE_RATE)
     scale = 1047 * 2 ** (np.array([0, 4, 7, 12, 16]) / 12)
-    notes = [_decay(np.sin(2 * np.pi * f * _seconds(step)).astype(np.float32), 0.002, 0.05) for f in rng.choice(scale, len(wave) // step + 1)]
+    notes = [
+        _decay(np.sin(2 * np.pi * f * _seconds(step)).astype(np.float32), 0.002, 0.05)
+        for f in rng.choice(scale, len(wave) // step + 1)
+    ]
     return _bed(wave, np.concatenate(notes)[: len(wave)], 0.6)
 
 

@@ -61,7 +61,9 @@ class _Engine:
         try:
             import espeakng_loader
         except ImportError as error:
-            raise ValueError("speech synthesis needs the package espeakng-loader: pip install 'osum-npu[quickstart]'") from error
+            raise ValueError(
+                "speech synthesis needs the package espeakng-loader: pip install 'osum-npu[quickstart]'"
+            ) from error
         self.library = ctypes.CDLL(espeakng_loader.get_library_path())
         data = espeakng_loader.get_data_path()
         self.rate = self.library.espeak_Initialize(_SYNCHRONOUS, 0, str(data).encode(), _PHONEME_EVENTS)

@@ -1,0 +1,36 @@
+"""``osum-npu eval``: scores by task, and a report to look at."""
+
+from __future__ import annotations
+
+import argparse
+
+from osum_npu.cli.tasks import add_tasks_argument, read_tasks
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the verb."""
+    parser = subparsers.add_parser("eval", help="score a model on labelled data and write a report")
+    parser.add_argument("--model", required=True, help="model directory")
+    parser.add_argument("--data", required=True, action="append", help="JSONL manifest; may be given again")
+    add_tasks_argument(parser, "all")
+    parser.add_argument("--limit", type=int, help="at most so many utterances a task, spread evenly")
+    parser.add_argument("--out", required=True, help="folder for report.json, report.html and predictions.jsonl")
+    parser.add_argument("--log", help="log.jsonl of the training, for the learning curves (default: beside the model)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate; print the table."""
+    tasks = read_tasks(args)
+    from pathlib import Path
+
+    from osum_npu.evaluation import format_table
+    from osum_npu.evaluation.run import evaluate
+
+    log = Path(args.log) if args.log else Path(args.model).parent / "log.jsonl"
+    report = evaluate(args.model, args.data, tasks, Path(args.out), limit=args.limit, log=log)
+    print(format_table(report.scores))
+    for line in report.skipped[:5]:
+        print(f"skipped: {line}")
+    print(f"report: {report.page}")
+    return 0

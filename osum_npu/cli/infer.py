@@ -1,0 +1,87 @@
+"""``osum-npu infer``: answers about sound files, one JSON object a line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from osum_npu.cli.tasks import add_tasks_argument, read_tasks
+
+if TYPE_CHECKING:
+    from osum_npu.tasks import Utterance
+
+SOUND = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif"})
+"""Endings of the files that are taken from a folder."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the verb."""
+    parser = subparsers.add_parser("infer", help="answer about files, folders or manifests")
+    parser.add_argument("--model", required=True, help="model directory")
+    add_tasks_argument(parser, "asr")
+    parser.add_argument("--out", help="JSONL file to write (default: the terminal)")
+    parser.add_argument("input", nargs="+", help="sound files, folders of them, or JSONL manifests")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer; return 1 if some input could not be used, which is named."""
+    tasks = read_tasks(args)
+    utterances, faults = gather(args.input)
+    from tqdm import tqdm
+
+    from osum_npu.inference.engine import Engine
+
+    engine = Engine.load(args.model)
+    part = f"{args.out}.part" if args.out else None
+    out = open(part, "w", encoding="utf-8") if part else sys.stdout
+    try:
+        for result in tqdm(
+            engine.answer(utterances, tasks), "infer", len(utterances), unit="file", disable=not args.out
+        ):
+            if result.error is not None:
+                faults.append(result.error)
+            print(json.dumps(result.as_json(), ensure_ascii=False), file=out, flush=not args.out)
+    finally:
+        if args.out:
+            out.close()
+    if part:
+        os.replace(part, args.out)
+    for fault in faults:
+        print(f"skipped: {fault}", file=sys.stderr)
+    if faults:
+        print(f"{len(faults)} of {len(utterances) + len(faults)} inputs skipped or unreadable", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def gather(inputs: list[str]) -> tuple[list[Utterance], list[str]]:
+    """List the recordings that files, folders and manifests name, and what is wrong with the rest.
+
+    Raises:
+        ValueError: nothing at all to answer about.
+    """
+    from osum_npu.data.manifest import read_manifest
+    from osum_npu.tasks import Utterance
+
+    utterances: list[Utterance] = []
+    faults: list[str] = []
+    for name in inputs:
+        path = Path(name)
+        if path.suffix == ".jsonl":
+            manifest = read_manifest(path)
+            utterances += manifest.utterances
+            faults += [str(fault) for fault in manifest.faults]
+        elif path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SOUND)
+            utterances += [Utterance(key=str(p.relative_to(path)), wav=str(p)) for p in found]
+            if not found:
+                faults.append(f"{path}: no sound file in this folder ({', '.join(sorted(SOUND))})")
+        else:
+            utterances.append(Utterance(key=path.stem, wav=str(path)))
+    if not utterances:
+        raise ValueError("\n".join(["nothing to answer about:", *faults]))
+    return utterances, faults

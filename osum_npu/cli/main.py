@@ -1,0 +1,42 @@
+"""The command line. Verbs import what is heavy only when they run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from osum_npu import __version__
+from osum_npu.cli import check, data, doctor, evaluate, infer, quickstart, show, train
+
+VERBS = (quickstart, train, check, show, infer, evaluate, data, doctor)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="osum-npu",
+        description="Train, evaluate and serve speech-understanding LLMs.",
+        epilog="OSUM_BACKEND=npu|cuda|musa|cpu|auto chooses the device.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    for verb in VERBS:
+        verb.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; return the exit status: 0 done, 1 the verb found something wrong, 2 it could not start."""
+    args = make_parser().parse_args(argv)
+    # transformers prints advice about settings that are ours to make
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        return int(args.run(args))
+    except ValueError as error:
+        print(f"osum-npu: {error}" if "\n" not in str(error) else str(error), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("osum-npu: interrupted", file=sys.stderr)
+        return 130

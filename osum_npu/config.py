@@ -1,0 +1,340 @@
+"""The recipe of a training: typed, every field documented, all faults reported at once.
+
+A recipe is YAML in layers, left to right, then ``dotted.key=value``. Nothing here touches a device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from osum_npu.audio.augment import SpecAugmentConfig
+from osum_npu.models.adapters import OsumAdapterConfig
+from osum_npu.models.lora import LoraSettings
+from osum_npu.models.whisper import WhisperEncoderConfig
+from osum_npu.strict import STRICT
+from osum_npu.tasks import get_task
+
+Part = Literal["encoder", "adapter", "llm", "lora", "ctc"]
+"""What a stage can train. The speech marks belong to the adapter."""
+
+
+def _task_name(name: object) -> object:
+    return get_task(name).name if isinstance(name, str) else name
+
+
+TaskName = Annotated[str, BeforeValidator(_task_name)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class RandomLLM:
+    """A small language model with random weights and a tokenizer learned from the training texts."""
+
+    kind: Literal["random"]
+    config: dict[str, Any] = Field(description="a transformers configuration: model_type and sizes")
+    vocabulary: int = Field(2000, ge=300, description="units of the tokenizer, without labels and time stamps")
+    longest_stamp: float = Field(10.0, gt=0, description="seconds up to which a time stamp is one token")
+
+
+@dataclass(frozen=True, config=STRICT)
+class PretrainedLLM:
+    """A released language model with its tokenizer."""
+
+    kind: Literal["pretrained"]
+    path: str = Field(description="folder, or name on a hub")
+
+
+@dataclass(frozen=True, config=STRICT)
+class NewModel:
+    """A model put together from parts."""
+
+    kind: Literal["new"]
+    llm: RandomLLM | PretrainedLLM = Field(discriminator="kind", description="the language model")
+    encoder: WhisperEncoderConfig = Field(default_factory=WhisperEncoderConfig, description="the speech encoder")
+    encoder_weights: str | None = Field(
+        None, description="Whisper weights: a .pt of openai-whisper, or a folder or hub name"
+    )
+    adapter: OsumAdapterConfig = Field(default_factory=OsumAdapterConfig, description="between encoder and LLM")
+    lora: LoraSettings | None = Field(None, description="low-rank updates of the LLM")
+    ctc: bool = Field(False, description="a CTC head on the encoder, for an auxiliary loss")
+
+
+@dataclass(frozen=True, config=STRICT)
+class SavedModel:
+    """A model directory of this project, to train on."""
+
+    kind: Literal["saved"]
+    path: str = Field(description="the directory")
+    lora: LoraSettings | None = Field(None, description="low-rank updates of the LLM to add, where it has none")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Source:
+    """One manifest and how much of it an epoch takes."""
+
+    path: str = Field(description="JSONL manifest")
+    weight: float = Field(1.0, gt=0, le=1000, description="1.5: every row once, and a random half of them again")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Data:
+    """Where the utterances come from."""
+
+    train: dict[str, Source] = Field(min_length=1, description="sources by name")
+    dev: dict[str, Source] = Field(default_factory=dict, description="for the loss measured during training")
+    test: dict[str, Source] = Field(default_factory=dict, description="for the report after training")
+    max_seconds: float = Field(30.0, gt=0, description="longer utterances are left out of training, and named")
+    workers: int = Field(1, ge=0, description="processes that read sound; 0 reads in the training process")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Stage:
+    """One part of a training: what learns, from which tasks, how fast and how long."""
+
+    name: str = Field(min_length=1, pattern=r"^[\w-]+$", description="used in logs and plots")
+    trainable: tuple[Part, ...] = Field(min_length=1, description="parts that learn; the others are frozen")
+    steps: int = Field(ge=1, description="optimiser steps")
+    learning_rate: float = Field(gt=0, lt=1, description="highest learning rate")
+    tasks: dict[TaskName, float] = Field(
+        default_factory=lambda: {"asr": 1.0},
+        min_length=1,
+        description="how often a task is drawn, among those that a row can serve",
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises")
+    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = Field(
+        "linear", description="how the learning rate falls after that; inverse_sqrt is OSUM's WarmupLR"
+    )
+    batch_seconds: float = Field(
+        120.0, gt=0, description="sound of one step over all ranks, padding counted, in seconds"
+    )
+    micro_batch_seconds: float | None = Field(
+        None, gt=0, description="sound computed at once on one device; the whole step by default"
+    )
+    llm_weight: float = Field(
+        1.0, ge=0, description="weight of the answers' loss; 0 leaves adapter and LLM out of the computation"
+    )
+    ctc_weight: float = Field(0.0, ge=0, description="weight of the CTC loss of the encoder")
+    spec_augment: SpecAugmentConfig | None = Field(None, description="masking of the features")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.99), description="AdamW's betas"
+    )
+    clip: float = Field(5.0, gt=0, description="largest norm of the gradient")
+
+    def __post_init__(self) -> None:
+        if bad := [name for name, weight in self.tasks.items() if not weight > 0]:
+            raise ValueError(f"task weights must be above 0; leave out {', '.join(bad)}")
+        if not self.llm_weight and not self.ctc_weight:
+            raise ValueError("nothing to learn from: llm_weight and ctc_weight are both 0")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Recipe:
+    """All of a training."""
+
+    out: str = Field(min_length=1, description="folder of the run")
+    model: NewModel | SavedModel = Field(discriminator="kind", description="what is trained")
+    data: Data = Field(description="what it learns from")
+    stages: tuple[Stage, ...] = Field(min_length=1, description="one after the other")
+    seed: int = Field(0, ge=0, lt=2**32, description="decides weights, order and augmentation")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the computation; auto is the backend's own"
+    )
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="how many to keep")
+    dev_every: int = Field(500, ge=1, description="steps between measurements of the dev loss")
+    log_every: int = Field(10, ge=1, description="steps between rows of the log")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+
+class RecipeError(ValueError):
+    """All that is wrong with a recipe, one line each."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = tuple(faults)
+
+
+_Path = tuple[str | int, ...]
+
+
+def load_recipe(layers: Iterable[str | Path], overrides: Iterable[str] = ()) -> Recipe:
+    """Read, merge and check a recipe.
+
+    Args:
+        layers: YAML files; a later one wins, mappings are merged, lists replaced.
+        overrides: ``dotted.key=value`` with a YAML value; a number in the key picks from a list.
+
+    Raises:
+        RecipeError: with one line for every fault, each with file and line where there is one.
+    """
+    merged: dict[str, Any] = {}
+    places: dict[_Path, str] = {}
+    faults: list[str] = []
+    for layer in layers:
+        try:
+            text = Path(layer).read_text("utf-8")
+            node = yaml.compose(text, yaml.SafeLoader)
+            content = yaml.safe_load(text)
+        except OSError as error:
+            faults.append(f"{layer}: cannot be read: {error.strerror}")
+            continue
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            faults.append(f"{layer}: is no YAML: {' '.join(str(error).split())}")
+            continue
+        if not isinstance(content, dict):
+            faults.append(f"{layer}: wanted a mapping of settings, got {type(content).__name__}")
+            continue
+        _merge(merged, content)
+        _note_places(node, (), str(layer), places)
+    for override in overrides:
+        if fault := _override(merged, override, places):
+            faults.append(fault)
+    if faults:
+        raise RecipeError(faults)
+    faults = [_line(path, message, places) for path, message in _contradictions(merged)]
+    try:
+        recipe = TypeAdapter(Recipe).validate_python(merged)
+    except ValidationError as error:
+        found = [_explain(one) for one in error.errors() if not _is_echo(one, error.errors())]
+        faults = [_line(path, message, places) for path, message in found] + faults
+    if faults:
+        raise RecipeError(faults)
+    return recipe
+
+
+def missing_files(recipe: Recipe) -> list[str]:
+    """List what the recipe needs and is not there, in words."""
+    groups = {"train": recipe.data.train, "dev": recipe.data.dev, "test": recipe.data.test}
+    faults = [
+        f"data.{group}.{name}.path: there is no manifest {source.path}"
+        for group, sources in groups.items()
+        for name, source in sources.items()
+        if not os.path.isfile(source.path)
+    ]
+    if isinstance(recipe.model, SavedModel) and not os.path.isfile(os.path.join(recipe.model.path, "config.json")):
+        faults.append(f"model.path: {recipe.model.path} is no model directory (it has no config.json)")
+    return faults
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Write a recipe as YAML, every default spelled out."""
+    return yaml.safe_dump(_plain(asdict(recipe)), allow_unicode=True, sort_keys=False, width=100)  # type: ignore[call-overload]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _note_places(node: yaml.Node | None, path: _Path, layer: str, places: dict[_Path, str]) -> None:
+    """Remember in which line of which file each setting stands."""
+    if node is None:
+        return
+    places[path] = f"{layer}:{node.start_mark.line + 1}"
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            _note_places(value, (*path, key.value), layer, places)
+            places[(*path, key.value)] = f"{layer}:{key.start_mark.line + 1}"
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            _note_places(value, (*path, i), layer, places)
+
+
+def _override(settings: dict[str, Any], override: str, places: dict[_Path, str]) -> str:
+    """Set one ``dotted.key=value``; return what is wrong with it, or nothing."""
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        return f"{override}: wanted dotted.key=value"
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return f"{override}: the value is no YAML"
+    at: Any = settings
+    *parents, last = (int(part) if part.isdigit() else part for part in dotted.split("."))
+    for part in parents:
+        if isinstance(at, list) and isinstance(part, int) and part < len(at):
+            at = at[part]
+        elif isinstance(at, dict):
+            at = at.setdefault(part, {})
+        else:
+            return f"{override}: there is nothing at {part!r}"
+    if isinstance(at, list) and not (isinstance(last, int) and last < len(at)):
+        return f"{override}: the list has {len(at)} items, there is no {last!r}"
+    if not isinstance(at, list | dict):
+        return f"{override}: {'.'.join(map(str, parents))} is {at!r}, which has no settings"
+    at[last] = value
+    places[(*parents, last)] = override
+    return ""
+
+
+def _is_echo(error: Any, errors: Sequence[Any]) -> bool:
+    """Whether pydantic found a list too short only because its items are faulty."""
+    place = error["loc"]
+    deeper = (other["loc"] for other in errors if len(other["loc"]) > len(place))
+    return error["type"] == "too_short" and any(path[: len(place)] == place for path in deeper)
+
+
+def _explain(error: Any) -> tuple[_Path, str]:
+    """Say in words what pydantic found."""
+    path = tuple(part for part in error["loc"] if part not in ("random", "pretrained", "new", "saved"))
+    kind, got = error["type"], error.get("input")
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        return path, "there is no such setting"
+    if kind == "missing" or kind == "missing_argument":
+        return path, "is missing"
+    if kind == "union_tag_not_found":
+        return (*path, "kind"), "is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return path, message
+    return path, f"{message[0].lower()}{message[1:]}, got {got!r}"
+
+
+def _line(path: _Path, message: str, places: Mapping[_Path, str]) -> str:
+    """Write one fault with the nearest known place."""
+    known = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in places), ())
+    place = f"{places[known]}: " if known in places else ""
+    return f"{place}{'.'.join(map(str, path)) or 'recipe'}: {message}"
+
+
+def _contradictions(settings: Mapping[str, Any]) -> list[tuple[_Path, str]]:
+    """Find settings that exclude each other; works on unchecked input, so that all faults come in one list."""
+    found: list[tuple[_Path, str]] = []
+    model, stages = settings.get("model"), settings.get("stages")
+    if not isinstance(model, dict) or not isinstance(stages, list):
+        return found
+    names = [stage.get("name") for stage in stages if isinstance(stage, dict)]
+    for i, stage in enumerate(stages):
+        if not isinstance(stage, dict):
+            continue
+        if stage.get("name") is not None and stage.get("name") in names[:i]:
+            found.append((("stages", i, "name"), f"two stages are called {stage['name']!r}"))
+        parts = stage.get("trainable")
+        new = model.get("kind") == "new"
+        if new and isinstance(parts, list) and "lora" in parts and not isinstance(model.get("lora"), dict):
+            found.append((("stages", i, "trainable"), "trains lora, but model.lora is not set"))
+        needs_ctc = (isinstance(parts, list) and "ctc" in parts) or stage.get("ctc_weight", 0)
+        if new and needs_ctc and not model.get("ctc"):
+            found.append((("stages", i), "uses the CTC head, but model.ctc is not true"))
+    return found

@@ -1,0 +1,60 @@
+"""Manifests made ready for a plan: every utterance with its length, and what was left out named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from osum_npu.audio.read import AudioError, probe
+from osum_npu.data.manifest import read_manifest
+from osum_npu.tasks import Utterance
+
+
+def read_source(path: str | Path, max_seconds: float) -> tuple[list[Utterance], list[str]]:
+    """Read a manifest.
+
+    Args:
+        path: JSONL manifest.
+        max_seconds: longer utterances are left out.
+
+    Returns:
+        (utterances with a ``duration``, what was left out and why, a line each).
+
+    Raises:
+        ValueError: the manifest cannot be opened, or nothing in it can be used.
+    """
+    manifest = read_manifest(path)
+    skipped = [str(fault) for fault in manifest.faults]
+    usable: list[Utterance] = []
+    for known in _with_duration(manifest.utterances):
+        if isinstance(known, str):
+            skipped.append(f"{path}: {known}")
+        elif known.duration is not None and known.duration > max_seconds:
+            skipped.append(f"{path}: {known.key}: {known.duration:.2f} s is longer than max_seconds, {max_seconds:g} s")
+        else:
+            usable.append(known)
+    if not usable:
+        first = f"; first: {skipped[0]}" if skipped else ""
+        raise ValueError(f"{path}: none of its rows can be used{first}")
+    return usable, skipped
+
+
+def _with_duration(utterances: Iterable[Utterance]) -> list[Utterance | str]:
+    """Fill in missing durations from the files' headers; an unreadable file becomes a line that says why."""
+    utterances = list(utterances)
+    if all(utterance.duration is not None for utterance in utterances):
+        return list(utterances)
+    with ThreadPoolExecutor() as pool:  # headers wait for the disk
+        return list(pool.map(_measured, utterances))
+
+
+def _measured(utterance: Utterance) -> Utterance | str:
+    if utterance.duration is not None:
+        return utterance
+    try:
+        seconds = probe(utterance.wav).seconds
+    except AudioError as error:
+        return f"{utterance.key}: {error}"
+    return replace(utterance, duration=(utterance.end or seconds) - utterance.start)

@@ -1,0 +1,139 @@
+"""A model on labelled data: answers, scores, report."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from osum_npu import __version__
+from osum_npu.audio.mel import log_mel
+from osum_npu.audio.read import read_audio
+from osum_npu.data.manifest import read_manifest
+from osum_npu.evaluation.metrics import score
+from osum_npu.evaluation.report import Example, write_report
+from osum_npu.files import write_text
+from osum_npu.inference.engine import Engine, Result
+from osum_npu.tasks import Answer, Task, Utterance, missing, write
+from osum_npu.training.log import read_log
+
+_EXAMPLES = 2
+"""Examples shown of each task."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation found."""
+
+    scores: dict[str, dict[str, Any]]
+    """By task name."""
+    skipped: list[str]
+    page: Path
+
+
+def evaluate(
+    model: str | Path,
+    manifests: Sequence[str | Path],
+    tasks: Sequence[Task],
+    out: Path,
+    *,
+    limit: int | None = None,
+    log: Path | None = None,
+) -> Report:
+    """Score a model and write ``report.json``, ``report.html`` and ``predictions.jsonl`` into ``out``.
+
+    Each task is asked about the utterances that carry its labels. An utterance that cannot be read counts as an error
+    in every task, and is named.
+
+    Args:
+        model: model directory.
+        manifests: labelled data.
+        tasks: what to ask.
+        out: folder to write.
+        limit: at most so many utterances a task, spread evenly over the data.
+        log: ``log.jsonl`` of the training, for the learning curves.
+
+    Raises:
+        ValueError: no utterance carries the labels of any of the tasks.
+    """
+    utterances: list[Utterance] = []
+    skipped: list[str] = []
+    for path in manifests:
+        manifest = read_manifest(path)
+        utterances += manifest.utterances
+        skipped += [str(fault) for fault in manifest.faults]
+    asked = {task.name: _spread([u for u in utterances if not missing(task, u)], limit) for task in tasks}
+    if not any(asked.values()):
+        raise ValueError(f"no utterance of {', '.join(map(str, manifests))} carries labels for {', '.join(asked)}")
+    engine = Engine.load(model)
+    results: dict[str, list[Result]] = {}
+    for task in tasks:
+        answered = engine.answer(asked[task.name], [task])
+        results[task.name] = list(tqdm(answered, task.name, len(asked[task.name]), unit="utt", leave=False))
+    scores = {
+        task.name: score(task, [_pair(task, r) for r in results[task.name]]) for task in tasks if asked[task.name]
+    }
+    skipped += list(dict.fromkeys(r.error for rs in results.values() for r in rs if r.error is not None))
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [{"task": name, **result.as_json()} for name, answered in results.items() for result in answered]
+    write_text(out / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    page = write_report(
+        out,
+        title="What the model understands",
+        scores=scores,
+        examples=[example for task in tasks for example in _examples(task, results[task.name])],
+        curves=read_log(log) if log is not None else [],
+        facts={
+            "model": str(model),
+            "data": ", ".join(map(str, manifests)),
+            "device": str(engine.device),
+            "date": datetime.date.today().isoformat(),
+            "osum-npu": __version__,
+            "torch": str(torch.__version__),
+        },
+        skipped=skipped,
+    )
+    return Report(scores, skipped, page)
+
+
+def _spread(utterances: list[Utterance], limit: int | None) -> list[Utterance]:
+    if limit is None or len(utterances) <= limit:
+        return utterances
+    return [utterances[i * len(utterances) // limit] for i in range(limit)]
+
+
+def _pair(task: Task, result: Result) -> tuple[Utterance, Answer | None]:
+    return result.utterance, result.answers.get(task.name)
+
+
+def _examples(task: Task, results: Sequence[Result]) -> list[Example]:
+    """Take some answered utterances from the middle of a task's list."""
+    good = [result for result in results if result.error is None]
+    chosen = [good[(2 * i + 1) * len(good) // (2 * _EXAMPLES)] for i in range(min(_EXAMPLES, len(good)))]
+    return [
+        Example(
+            key=result.utterance.key,
+            task=task.name,
+            wav=result.utterance.wav,
+            reference=write(task, result.utterance),
+            hypothesis=result.raw[task.name],
+            mel=_mel(result.utterance),
+            words=result.answers[task.name].words,
+        )
+        for result in chosen
+    ]
+
+
+def _mel(utterance: Utterance) -> NDArray[np.float32]:
+    wave = torch.from_numpy(read_audio(utterance.wav, utterance.start, utterance.end))
+    features, _ = log_mel(wave[None], torch.tensor([len(wave)]))
+    mel: NDArray[np.float32] = features[0].numpy()
+    return mel

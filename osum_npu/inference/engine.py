@@ -1,0 +1,141 @@
+"""Batched inference: many recordings, several tasks, one pass through the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from osum_npu import backend
+from osum_npu.audio.mel import log_mel
+from osum_npu.audio.read import AudioError, read_audio
+from osum_npu.checkpoints.model_directory import load_model
+from osum_npu.models.speech_llm import SpeechLLM
+from osum_npu.tasks import Answer, Task, Utterance, default_prompt, read
+
+_WINDOW = 16
+"""Batches' worth of recordings that are read and sorted by length together."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a model said about one recording."""
+
+    utterance: Utterance
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+    """By task name; empty where the recording could not be read."""
+    raw: Mapping[str, str] = field(default_factory=dict)
+    """The generated text by task name."""
+    seconds: float | None = None
+    error: str | None = None
+    """Why the recording could not be answered about."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the line that ``osum-npu infer`` writes."""
+        row: dict[str, Any] = {"key": self.utterance.key, "wav": self.utterance.wav}
+        if self.error is not None:
+            return {**row, "error": self.error}
+        return {**row, "duration": self.seconds, "results": {n: _plain(a) for n, a in self.answers.items()}}
+
+
+def _plain(answer: Answer) -> dict[str, Any]:
+    fields: dict[str, Any] = {name: value for name, value in answer.__dict__.items() if value is not None}
+    if answer.words is not None:
+        fields["words"] = [[w.text, w.start, w.end] for w in answer.words]
+    return fields
+
+
+class Engine:
+    """A loaded model that answers."""
+
+    def __init__(self, model: SpeechLLM, tokenizer: Any, device: torch.device, *, batch_seconds: float = 240.0) -> None:
+        """Take a model.
+
+        Args:
+            model: moved to ``device`` and put into evaluation mode.
+            tokenizer: of its LLM.
+            device: where to compute.
+            batch_seconds: sound computed at once, padding counted.
+        """
+        self.model: SpeechLLM = model.to(device).eval()
+        self.tokenizer, self.device, self.batch_seconds = tokenizer, device, batch_seconds
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Engine:
+        """Load a model directory onto the chosen backend, in that backend's own dtype."""
+        chosen = backend.current()
+        device = chosen.activate()
+        model, tokenizer = load_model(folder)
+        return cls(model.to(chosen.dtypes[0]), tokenizer, device)
+
+    @property
+    def longest(self) -> float:
+        """Seconds that the encoder can take at once."""
+        return self.model.encoder.config.max_frames / 50
+
+    def answer(self, utterances: Sequence[Utterance], tasks: Sequence[Task]) -> Iterator[Result]:
+        """Answer every task about every recording, in the order given.
+
+        Recordings are batched with others of similar length; the answers do not depend on the batch. One that cannot
+        be read comes back with its ``error`` and stops nothing.
+        """
+        known = [u.duration or 10.0 for u in utterances]
+        window = max(1, round(_WINDOW * self.batch_seconds / (sum(known) / len(known)))) if known else 1
+        for start in range(0, len(utterances), window):
+            yield from self._window(utterances[start : start + window], tasks)
+
+    def _window(self, utterances: Sequence[Utterance], tasks: Sequence[Task]) -> list[Result]:
+        results: list[Result | None] = [None] * len(utterances)
+        waves: dict[int, NDArray[np.float32]] = {}
+        for i, u in enumerate(utterances):
+            try:
+                waves[i] = read_audio(u.wav, u.start, u.end, max_seconds=self.longest)
+            except AudioError as error:
+                results[i] = Result(u, error=str(error))
+        order = sorted(waves, key=lambda i: -len(waves[i]))
+        group: list[int] = []
+        for i in order:
+            if group and (len(group) + 1) * len(waves[group[0]]) > self.batch_seconds * 16000:
+                self._batch(group, utterances, waves, tasks, results)
+                group = []
+            group.append(i)
+        if group:
+            self._batch(group, utterances, waves, tasks, results)
+        return [result for result in results if result is not None]
+
+    @torch.inference_mode()
+    def _batch(
+        self,
+        group: Sequence[int],
+        utterances: Sequence[Utterance],
+        waves: Mapping[int, NDArray[np.float32]],
+        tasks: Sequence[Task],
+        results: list[Result | None],
+    ) -> None:
+        """Fill in the results of one batch."""
+        model = self.model
+        padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(waves[i]) for i in group], batch_first=True)
+        samples = torch.tensor([len(waves[i]) for i in group], device=self.device)
+        features, frames = log_mel(padded.to(self.device), samples, model.encoder.config.n_mels)
+        speech, lengths = model.hear(features.to(model.dtype), frames)
+        answers: list[dict[str, Answer]] = [{} for _ in group]
+        raw: list[dict[str, str]] = [{} for _ in group]
+        for task in tasks:
+            prompts = [utterances[i].prompt or default_prompt(task) for i in group]
+            ids = self.tokenizer(prompts, add_special_tokens=False).input_ids
+            end = self.tokenizer.eos_token_id
+            said = model.respond(speech, lengths.tolist(), ids, eos_token_id=end, pad_token_id=end, **GREEDY)
+            for row, text in enumerate(self.tokenizer.batch_decode(said, skip_special_tokens=True)):
+                raw[row][task.name] = text
+                answers[row][task.name] = read(task, text)
+        for row, i in enumerate(group):
+            results[i] = Result(utterances[i], answers[row], raw[row], round(len(waves[i]) / 16000, 4))
+
+
+GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 200}
+"""Decoding settings: the likeliest token every time."""

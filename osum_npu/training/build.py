@@ -1,0 +1,72 @@
+"""A model and its tokenizer from a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from osum_npu.checkpoints.model_directory import load_model
+from osum_npu.checkpoints.whisper import load_encoder
+from osum_npu.config import NewModel, PretrainedLLM, RandomLLM, Recipe
+from osum_npu.models.llm import load_llm
+from osum_npu.models.lora import add_lora
+from osum_npu.models.speech_llm import SpeechLLM, lora_fields, make_config
+from osum_npu.models.tokenizer import train_tokenizer
+from osum_npu.tasks import CHAT_SEPARATOR, TASKS, Utterance, normalize_text, prompts
+from osum_npu.tasks.answer import STAMP_SECONDS, stamp
+
+
+def build(recipe: Recipe, utterances: Sequence[Utterance]) -> tuple[SpeechLLM, Any]:
+    """Build or load what ``recipe.model`` describes, on the CPU, with the recipe's seed.
+
+    Args:
+        recipe: of the run.
+        utterances: of the training data: a new tokenizer and the CTC head learn their units from it.
+    """
+    torch.manual_seed(recipe.seed)
+    settings = recipe.model
+    if not isinstance(settings, NewModel):
+        model, tokenizer = load_model(settings.path)
+        if settings.lora is not None and model.config.lora is None:
+            add_lora(model.llm, settings.lora)
+            model.config.lora = lora_fields(settings.lora)
+        return model, tokenizer
+    llm_config, llm_path, llm = {}, None, None
+    if isinstance(settings.llm, PretrainedLLM):
+        from transformers import AutoTokenizer
+
+        llm_path, tokenizer = settings.llm.path, AutoTokenizer.from_pretrained(settings.llm.path)
+        llm = load_llm(llm_path)
+    else:
+        tokenizer = new_tokenizer(settings.llm, utterances)
+        end = tokenizer.eos_token_id
+        own = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
+        llm_config = {**settings.llm.config, **own}
+    config = make_config(
+        settings.encoder,
+        settings.adapter,
+        llm_config,
+        settings.lora,
+        ctc_units=characters(utterances) if settings.ctc else None,
+        llm_path=llm_path,
+    )
+    model = SpeechLLM(config, llm)
+    if settings.encoder_weights is not None:
+        load_encoder(model.encoder, settings.encoder_weights)
+    return model, tokenizer
+
+
+def characters(utterances: Iterable[Utterance]) -> list[str]:
+    """List the characters of all transcripts, sorted."""
+    return sorted({character for u in utterances for character in normalize_text(u.text or "")})
+
+
+def new_tokenizer(settings: RandomLLM, utterances: Iterable[Utterance]) -> Any:
+    """Learn a tokenizer from transcripts, replies and prompts; labels and time stamps are one token each."""
+    texts = [text for u in utterances for text in (u.text, u.reply, u.prompt) if text]
+    texts += [wording for wordings in prompts().values() for wording in wordings]
+    labels = [f"<{label}>" for task in TASKS.values() for label in task.labels]
+    stamps = [stamp(i * STAMP_SECONDS) for i in range(round(settings.longest_stamp / STAMP_SECONDS) + 1)]
+    return train_tokenizer(texts, [*dict.fromkeys(labels), CHAT_SEPARATOR, *stamps], settings.vocabulary)

@@ -1,0 +1,31 @@
+"""The model card of a finished training."""
+
+from __future__ import annotations
+
+from osum_npu import __version__
+from osum_npu.config import Recipe, dump_recipe
+
+
+def model_card(recipe: Recipe) -> str:
+    """Write ``README.md`` of a model directory: what it is, how to use it, how it was made."""
+    tasks = sorted({task for stage in recipe.stages for task in stage.tasks})
+    return f"""---
+library_name: osum-npu
+pipeline_tag: automatic-speech-recognition
+tags: [speech, speech-llm]
+---
+
+# A speech-understanding model
+
+Trained by osum-npu {__version__} for: {", ".join(tasks)}.
+
+```sh
+osum-npu infer --model THIS_FOLDER --tasks {",".join(tasks)} recording.wav
+```
+
+## Recipe
+
+```yaml
+{dump_recipe(recipe).strip()}
+```
+"""

@@ -1,0 +1,269 @@
+"""The training loop: stages, steps, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from osum_npu import backend, launch
+from osum_npu.audio.augment import apply
+from osum_npu.audio.mel import log_mel
+from osum_npu.checkpoints.model_directory import save_model
+from osum_npu.config import Recipe, RecipeError, Source, Stage, dump_recipe, missing_files
+from osum_npu.data.collate import Batch, Collator
+from osum_npu.data.loader import Step, steps
+from osum_npu.data.plan import Example, WeightedSource, cut, plan_epoch
+from osum_npu.data.sources import read_source
+from osum_npu.files import write_text
+from osum_npu.models.layout import lay_out
+from osum_npu.models.speech_llm import SpeechLLM, SpeechLLMOutput
+from osum_npu.training.build import build
+from osum_npu.training.card import model_card
+from osum_npu.training.log import Log
+from osum_npu.training.optimizer import freeze, learning_rate, make_optimizer
+from osum_npu.training.state import Progress, checkpoints, load_tensors, read_progress, restore_rng, save_state
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DEV_UTTERANCES = 256
+"""How many utterances a measurement of the dev loss takes at most."""
+_MAX_BAD_STEPS = 20
+"""Steps in a row with an infinite or undefined gradient after which a run gives up."""
+
+
+def train(recipe: Recipe) -> Path:
+    """Train, or go on where an interrupted run of the same recipe stopped.
+
+    Returns:
+        The finished model's directory, ``out/model``.
+
+    Raises:
+        RecipeError: a file that the recipe needs is missing, or ``out`` holds another recipe's run.
+        ValueError: the backend cannot run here, or the data cannot be used.
+    """
+    out = Path(recipe.out)
+    if faults := missing_files(recipe) + _claim(out, recipe):
+        raise RecipeError(faults)
+    return _Run(recipe, out).run()
+
+
+def _claim(out: Path, recipe: Recipe) -> list[str]:
+    """Save the recipe into its folder; say so where the folder belongs to another one."""
+    saved, text = out / "recipe.yaml", dump_recipe(recipe)
+    if saved.exists():
+        if saved.read_text("utf-8") == text:
+            return []
+        return [f"out: {out} holds a run of another recipe ({saved}); choose another out, or remove that folder"]
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(saved, text)
+    return []
+
+
+class _Run:
+    """One process's part of a run."""
+
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        if launch.read().world_size > 1:
+            raise ValueError("training runs in one process; start it without torchrun")
+        self.recipe, self.out = recipe, out
+        chosen = backend.current()
+        self.device = chosen.activate()
+        self.dtype = _DTYPES.get(recipe.precision, chosen.dtypes[0])
+        self.skipped: list[str] = []
+        self.train_sources = self._read(recipe.data.train)
+        self.dev_sources = self._read(recipe.data.dev)
+        model, self.tokenizer = build(recipe, [u for source in self.train_sources for u in source.utterances])
+        self.model: SpeechLLM = model.to(self.device)
+
+    def run(self) -> Path:
+        """Train all stages that are still to do, and write the model."""
+        recipe = self.recipe
+        found = checkpoints(self.out / "checkpoints")
+        progress, state = Progress(), None
+        if found:
+            progress, state = read_progress(found[-1]), load_tensors(found[-1])
+            self.model.load_state_dict(state["model"])
+        self.log = Log(self.out, recipe.steps, progress.step)
+        self._report_skipped()
+        self.log.say(f"{self.device}, {str(self.dtype).removeprefix('torch.')}, {_millions(self.model)} parameters")
+        try:
+            for index in range(progress.stage, len(recipe.stages)):
+                if index > progress.stage:
+                    progress = Progress(stage=index, step=progress.step)
+                progress = self._stage(recipe.stages[index], progress, state)
+                state = None
+        finally:
+            self._report_skipped()
+            self.log.close()
+        save_model(self.model, self.tokenizer, self.out / "model", model_card(recipe))
+        return self.out / "model"
+
+    def _stage(self, stage: Stage, progress: Progress, state: dict[str, Any] | None) -> Progress:
+        """Train one stage from ``progress`` to its end."""
+        parameters = freeze(self.model, stage)
+        optimizer = make_optimizer(parameters, stage)
+        if state is not None:
+            optimizer.load_state_dict(state["optimizer"])
+            restore_rng(state["rng"], self.device)
+        if progress.stage_step == 0:
+            self.log.say(f"stage {stage.name}: {_millions(parameters)} parameters learn in {stage.steps} steps")
+        recipe, feed = self.recipe, self._feed(stage, progress)
+        self.model.train()
+        began, sound, bad = time.perf_counter(), 0.0, 0
+        while progress.stage_step < stage.steps:
+            step = next(feed)
+            rate = learning_rate(stage, progress.stage_step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            losses = self._backward(stage, step)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, stage.clip)
+            if torch.isfinite(norm):
+                optimizer.step()
+                bad = 0
+            else:
+                bad += 1
+                self.log.say(f"step {progress.step + 1}: the gradient is not finite; its update is left out")
+                if bad == _MAX_BAD_STEPS:
+                    raise ValueError(
+                        f"{bad} steps in a row had no finite gradient: lower learning_rate, or set precision: float32"
+                    )
+            optimizer.zero_grad(set_to_none=True)
+            progress = Progress(progress.stage, progress.stage_step + 1, progress.step + 1, step.after)
+            sound += sum(batch.seconds for batch in step.batches)
+            if progress.step % recipe.log_every == 0:
+                elapsed = time.perf_counter() - began
+                row = {
+                    "stage": stage.name,
+                    "step": progress.step,
+                    **{name: loss.item() for name, loss in losses.items()},
+                    "learning_rate": rate,
+                    "gradient_norm": norm.item(),
+                    "audio_hours_per_hour": sound / elapsed,
+                    "epoch": step.after.epoch,
+                }
+                self.log.row(row)
+                began, sound = time.perf_counter(), 0.0
+            self.log.advance(stage.name)
+            finished = progress.stage_step == stage.steps
+            if self.dev_sources and (finished or progress.step % recipe.dev_every == 0):
+                self.log.row({"stage": stage.name, "step": progress.step, "dev_loss": self._dev_loss(stage)})
+            if finished or progress.step % recipe.checkpoint_every == 0:
+                folder = self.out / "checkpoints"
+                save_state(folder, progress, self.model, optimizer, self.device, recipe.keep_checkpoints)
+        return progress
+
+    def _feed(self, stage: Stage, progress: Progress) -> Iterator[Step]:
+        return steps(
+            self.train_sources,
+            stage.tasks,
+            self._collator(stage),
+            batch_seconds=stage.batch_seconds,
+            micro_batch_seconds=stage.micro_batch_seconds,
+            start=progress.position,
+            workers=self.recipe.data.workers,
+        )
+
+    def _collator(self, stage: Stage, *, augment: bool = True) -> Collator:
+        return Collator(
+            tokenizer=self.tokenizer,
+            n_mels=self.model.encoder.config.n_mels,
+            seed=self.recipe.seed,
+            spec_augment=stage.spec_augment if augment else None,
+            max_seconds=self.recipe.data.max_seconds,
+        )
+
+    def _backward(self, stage: Stage, step: Step) -> dict[str, Tensor]:
+        """Add up the gradients of a step; losses are means over all its tokens, however it is cut."""
+        batches = [batch for batch in step.batches if batch.examples]
+        for batch in step.batches:
+            self.skipped += batch.skipped
+        labels = max(1, sum(batch.label_count for batch in batches))
+        units = (
+            max(1, sum(len(self.model.ctc_targets(t)) for batch in batches for t in batch.transcripts))
+            if stage.ctc_weight
+            else 1
+        )
+        total, ctc_total = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        for batch in batches:
+            output = self._forward(stage, batch)
+            loss = stage.llm_weight * output.loss_sum / labels
+            if output.ctc_sum is not None:
+                loss = loss + stage.ctc_weight * output.ctc_sum / units
+                ctc_total += output.ctc_sum.detach()
+            if loss.requires_grad:
+                loss.backward()
+            total += output.loss_sum.detach()
+        losses = {"loss": total / labels} if stage.llm_weight else {}
+        return {**losses, "ctc_loss": ctc_total / units} if stage.ctc_weight else losses
+
+    def _forward(self, stage: Stage, batch: Batch) -> SpeechLLMOutput:
+        model = self.model
+        features, frames = log_mel(
+            batch.wave_BS.to(self.device), torch.tensor(batch.samples, device=self.device), model.encoder.config.n_mels
+        )
+        if batch.drawn is not None:
+            features = apply(features, batch.drawn)
+        layout = None
+        if stage.llm_weight:
+            lengths = [model.speech_length(n // 160) for n in batch.samples]
+            layout = lay_out(batch.prompts, lengths, batch.answers).to(self.device)
+        with self._autocast():
+            output: SpeechLLMOutput = model(features, frames, layout, batch.transcripts if stage.ctc_weight else None)
+        return output
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
+
+    @torch.no_grad()
+    def _dev_loss(self, stage: Stage) -> float | None:
+        """Measure the stage's loss on the dev data, without augmentation; the same utterances every time."""
+        seconds = stage.micro_batch_seconds or stage.batch_seconds
+        plan = plan_epoch(self.dev_sources, stage.tasks, batch_seconds=seconds, seed=0, epoch=0)
+        examples = [example for step in plan for example in step][:_DEV_UTTERANCES]
+        collate = self._collator(stage, augment=False)
+        self.model.eval()
+        total, count = 0.0, 0
+        for group in cut(sorted(examples, key=_falling), seconds):
+            batch = collate(group, epoch=0)
+            self.skipped += batch.skipped
+            if not batch.examples:
+                continue
+            output = self._forward(stage, batch)
+            if stage.llm_weight:
+                total, count = total + output.loss_sum.item(), count + output.label_count
+            elif output.ctc_sum is not None:
+                total, count = total + output.ctc_sum.item(), count + output.ctc_count
+        self.model.train()
+        return total / count if count else None
+
+    def _read(self, sources: Mapping[str, Source]) -> list[WeightedSource]:
+        read = []
+        for source in sources.values():
+            utterances, skipped = read_source(source.path, self.recipe.data.max_seconds)
+            self.skipped += skipped
+            read.append(WeightedSource(utterances, source.weight))
+        return read
+
+    def _report_skipped(self) -> None:
+        """Name what was left out, in ``out/skipped.txt`` and, the first few, on the terminal."""
+        lines = list(dict.fromkeys(self.skipped))
+        if not lines:
+            return
+        write_text(self.out / "skipped.txt", "\n".join(lines) + "\n")
+        for line in lines[:5]:
+            self.log.say(f"skipped: {line}")
+        self.log.say(f"{len(lines)} skipped in all; {self.out / 'skipped.txt'} names each")
+
+
+def _falling(example: Example) -> float:
+    return -(example.utterance.duration or 0.0)
+
+
+def _millions(parameters: SpeechLLM | list[torch.nn.Parameter]) -> str:
+    listed = parameters.parameters() if isinstance(parameters, SpeechLLM) else parameters
+    return f"{sum(p.numel() for p in listed) / 1e6:.2f} M"

@@ -1,0 +1,86 @@
+"""Checkpoints of a running training: all that is needed to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from osum_npu.data.loader import Position
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come."""
+
+    stage: int = 0
+    """Index of the stage under way."""
+    stage_step: int = 0
+    """Optimiser steps of that stage already done."""
+    step: int = 0
+    """Optimiser steps of the run already done."""
+    position: Position = Position()
+    """Where that stage stands in its data."""
+
+
+def save_state(
+    folder: Path,
+    progress: Progress,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    keep: int,
+) -> Path:
+    """Write ``folder/step_N``; it appears whole or not at all. Older ones beyond ``keep`` are removed."""
+    target = folder / f"step_{progress.step:08d}"
+    temporary = target.with_name(target.name + ".part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    rng = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        rng["device"] = torch.get_device_module(device).get_rng_state(device)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng}, temporary / "state.pt")
+    (temporary / "progress.json").write_text(json.dumps(asdict(progress)), "utf-8")
+    os.replace(temporary, target)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """List whole checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step_*") if path.suffix != ".part" and path.is_dir())
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """Read how far a checkpoint's run had come."""
+    fields = json.loads((checkpoint / "progress.json").read_text("utf-8"))
+    return Progress(**{**fields, "position": Position(**fields["position"])})
+
+
+def load_tensors(checkpoint: Path) -> dict[str, Any]:
+    """Read a checkpoint's weights, optimiser and random states.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds
+        raise ValueError(
+            f"{checkpoint / 'state.pt'} cannot be read ({error}); remove that folder to go on from the one before"
+        ) from error
+    return state
+
+
+def restore_rng(rng: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Set the random states."""
+    torch.set_rng_state(rng["cpu"])
+    if device.type != "cpu" and "device" in rng:
+        torch.get_device_module(device).set_rng_state(rng["device"], device)

@@ -1,0 +1,1 @@
+"""Recipes by family, installed so that `osum-npu quickstart` finds its own."""
