@@ -33,17 +33,17 @@ def _task_name(name: object) -> object:
 TaskName = Annotated[str, BeforeValidator(_task_name)]
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class RandomLLM:
     """A small language model with random weights and a tokenizer learned from the training texts."""
 
     kind: Literal["random"]
     config: dict[str, Any] = Field(description="a transformers configuration: model_type and sizes")
-    vocabulary: int = Field(2000, ge=300, description="units of the tokenizer, without labels and time stamps")
-    longest_stamp: float = Field(10.0, gt=0, description="seconds up to which a time stamp is one token")
+    vocabulary: int = Field(default=2000, ge=300, description="units of the tokenizer, without labels and time stamps")
+    longest_stamp: float = Field(default=10.0, gt=0, description="seconds up to which a time stamp is one token")
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class PretrainedLLM:
     """A released language model with its tokenizer."""
 
@@ -51,50 +51,52 @@ class PretrainedLLM:
     path: str = Field(description="folder, or name on a hub")
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class NewModel:
     """A model put together from parts."""
 
     kind: Literal["new"]
     llm: RandomLLM | PretrainedLLM = Field(discriminator="kind", description="the language model")
-    encoder: WhisperEncoderConfig = Field(default_factory=WhisperEncoderConfig, description="the speech encoder")
+    encoder: WhisperEncoderConfig = Field(default=WhisperEncoderConfig(), description="the speech encoder")
     encoder_weights: str | None = Field(
-        None, description="Whisper weights: a .pt of openai-whisper, or a folder or hub name"
+        default=None, description="Whisper weights: a .pt of openai-whisper, or a folder or hub name"
     )
-    adapter: OsumAdapterConfig = Field(default_factory=OsumAdapterConfig, description="between encoder and LLM")
-    lora: LoraSettings | None = Field(None, description="low-rank updates of the LLM")
-    ctc: bool = Field(False, description="a CTC head on the encoder, for an auxiliary loss")
+    adapter: OsumAdapterConfig = Field(default=OsumAdapterConfig(), description="between encoder and LLM")
+    lora: LoraSettings | None = Field(default=None, description="low-rank updates of the LLM")
+    ctc: bool = Field(default=False, description="a CTC head on the encoder, for an auxiliary loss")
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class SavedModel:
     """A model directory of this project, to train on."""
 
     kind: Literal["saved"]
     path: str = Field(description="the directory")
-    lora: LoraSettings | None = Field(None, description="low-rank updates of the LLM to add, where it has none")
+    lora: LoraSettings | None = Field(default=None, description="low-rank updates of the LLM to add, where it has none")
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Source:
     """One manifest and how much of it an epoch takes."""
 
     path: str = Field(description="JSONL manifest")
-    weight: float = Field(1.0, gt=0, le=1000, description="1.5: every row once, and a random half of them again")
+    weight: float = Field(
+        default=1.0, gt=0, le=1000, description="1.5: every row once, and a random half of them again"
+    )
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Data:
     """Where the utterances come from."""
 
     train: dict[str, Source] = Field(min_length=1, description="sources by name")
     dev: dict[str, Source] = Field(default_factory=dict, description="for the loss measured during training")
     test: dict[str, Source] = Field(default_factory=dict, description="for the report after training")
-    max_seconds: float = Field(30.0, gt=0, description="longer utterances are left out of training, and named")
-    workers: int = Field(1, ge=0, description="processes that read sound; 0 reads in the training process")
+    max_seconds: float = Field(default=30.0, gt=0, description="longer utterances are left out of training, and named")
+    workers: int = Field(default=1, ge=0, description="processes that read sound; 0 reads in the training process")
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Stage:
     """One part of a training: what learns, from which tasks, how fast and how long."""
 
@@ -107,26 +109,30 @@ class Stage:
         min_length=1,
         description="how often a task is drawn, among those that a row can serve",
     )
-    warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises")
+    warmup_steps: int = Field(default=0, ge=0, description="steps in which the learning rate rises")
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = Field(
-        "linear", description="how the learning rate falls after that; inverse_sqrt is OSUM's WarmupLR"
+        default="linear", description="how the learning rate falls after that; inverse_sqrt is OSUM's WarmupLR"
     )
     batch_seconds: float = Field(
-        120.0, gt=0, description="sound of one step over all ranks, padding counted, in seconds"
+        default=120.0, gt=0, description="sound of one step over all ranks, padding counted, in seconds"
+    )
+    shortest_first: bool = Field(
+        default=False,
+        description="first epoch in rising length, which an untrained encoder learns from sooner (SortaGrad)",
     )
     micro_batch_seconds: float | None = Field(
-        None, gt=0, description="sound computed at once on one device; the whole step by default"
+        default=None, gt=0, description="sound computed at once on one device; the whole step by default"
     )
     llm_weight: float = Field(
         1.0, ge=0, description="weight of the answers' loss; 0 leaves adapter and LLM out of the computation"
     )
-    ctc_weight: float = Field(0.0, ge=0, description="weight of the CTC loss of the encoder")
-    spec_augment: SpecAugmentConfig | None = Field(None, description="masking of the features")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
+    ctc_weight: float = Field(default=0.0, ge=0, description="weight of the CTC loss of the encoder")
+    spec_augment: SpecAugmentConfig | None = Field(default=None, description="masking of the features")
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.99), description="AdamW's betas"
+        default=(0.9, 0.99), description="AdamW's betas"
     )
-    clip: float = Field(5.0, gt=0, description="largest norm of the gradient")
+    clip: float = Field(default=5.0, gt=0, description="largest norm of the gradient")
 
     def __post_init__(self) -> None:
         if bad := [name for name, weight in self.tasks.items() if not weight > 0]:
@@ -135,7 +141,7 @@ class Stage:
             raise ValueError("nothing to learn from: llm_weight and ctc_weight are both 0")
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
     """All of a training."""
 
@@ -143,14 +149,14 @@ class Recipe:
     model: NewModel | SavedModel = Field(discriminator="kind", description="what is trained")
     data: Data = Field(description="what it learns from")
     stages: tuple[Stage, ...] = Field(min_length=1, description="one after the other")
-    seed: int = Field(0, ge=0, lt=2**32, description="decides weights, order and augmentation")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="decides weights, order and augmentation")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the computation; auto is the backend's own"
+        default="auto", description="of the computation; auto is the backend's own"
     )
-    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
-    keep_checkpoints: int = Field(2, ge=1, description="how many to keep")
-    dev_every: int = Field(500, ge=1, description="steps between measurements of the dev loss")
-    log_every: int = Field(10, ge=1, description="steps between rows of the log")
+    checkpoint_every: int = Field(default=500, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(default=2, ge=1, description="how many to keep")
+    dev_every: int = Field(default=500, ge=1, description="steps between measurements of the dev loss")
+    log_every: int = Field(default=10, ge=1, description="steps between rows of the log")
 
     @property
     def steps(self) -> int:
@@ -230,7 +236,7 @@ def missing_files(recipe: Recipe) -> list[str]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """Write a recipe as YAML, every default spelled out."""
-    return yaml.safe_dump(_plain(asdict(recipe)), allow_unicode=True, sort_keys=False, width=100)  # type: ignore[call-overload]
+    return yaml.safe_dump(_plain(asdict(recipe)), allow_unicode=True, sort_keys=False, width=100)
 
 
 def _plain(value: Any) -> Any:
@@ -255,10 +261,15 @@ def _note_places(node: yaml.Node | None, path: _Path, layer: str, places: dict[_
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             _note_places(value, (*path, key.value), layer, places)
-            places[(*path, key.value)] = f"{layer}:{key.start_mark.line + 1}"
+            places[path + (key.value,)] = f"{layer}:{key.start_mark.line + 1}"
     elif isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
             _note_places(value, (*path, i), layer, places)
+
+
+def _key(part: str) -> Any:
+    """Return a list's index or a mapping's key."""
+    return int(part) if part.isdigit() else part
 
 
 def _override(settings: dict[str, Any], override: str, places: dict[_Path, str]) -> str:
@@ -271,7 +282,7 @@ def _override(settings: dict[str, Any], override: str, places: dict[_Path, str])
     except yaml.YAMLError:
         return f"{override}: the value is no YAML"
     at: Any = settings
-    *parents, last = (int(part) if part.isdigit() else part for part in dotted.split("."))
+    *parents, last = (_key(part) for part in dotted.split("."))
     for part in parents:
         if isinstance(at, list) and isinstance(part, int) and part < len(at):
             at = at[part]
@@ -284,7 +295,7 @@ def _override(settings: dict[str, Any], override: str, places: dict[_Path, str])
     if not isinstance(at, list | dict):
         return f"{override}: {'.'.join(map(str, parents))} is {at!r}, which has no settings"
     at[last] = value
-    places[(*parents, last)] = override
+    places[tuple(parents) + (last,)] = override
     return ""
 
 
@@ -313,7 +324,7 @@ def _explain(error: Any) -> tuple[_Path, str]:
 
 def _line(path: _Path, message: str, places: Mapping[_Path, str]) -> str:
     """Write one fault with the nearest known place."""
-    known = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in places), ())
+    known: _Path = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in places), ())
     place = f"{places[known]}: " if known in places else ""
     return f"{place}{'.'.join(map(str, path)) or 'recipe'}: {message}"
 

@@ -25,12 +25,12 @@ from osum_npu.strict import STRICT
 class SpecAugmentConfig:
     """How much of the features is hidden; the defaults are OSUM's."""
 
-    time_masks: int = Field(2, ge=0, description="masks along time")
-    time_frames: int = Field(50, ge=1, description="longest of them, in frames of 10 ms")
-    frequency_masks: int = Field(2, ge=0, description="masks along frequency")
-    frequency_bins: int = Field(10, ge=1, description="widest of them, in mel bins")
-    substitutions: int = Field(3, ge=0, description="stretches replaced by an earlier stretch")
-    substitution_frames: int = Field(30, ge=1, description="longest of them, in frames")
+    time_masks: int = Field(default=2, ge=0, description="masks along time")
+    time_frames: int = Field(default=50, ge=1, description="longest of them, in frames of 10 ms")
+    frequency_masks: int = Field(default=2, ge=0, description="masks along frequency")
+    frequency_bins: int = Field(default=10, ge=1, description="widest of them, in mel bins")
+    substitutions: int = Field(default=3, ge=0, description="stretches replaced by an earlier stretch")
+    substitution_frames: int = Field(default=30, ge=1, description="longest of them, in frames")
 
 
 @dataclass(frozen=True)

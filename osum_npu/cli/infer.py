@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,17 +39,13 @@ def run(args: argparse.Namespace) -> int:
 
     engine = Engine.load(args.model)
     part = f"{args.out}.part" if args.out else None
-    out = open(part, "w", encoding="utf-8") if part else sys.stdout
-    try:
+    with open(part, "w", encoding="utf-8") if part else nullcontext(sys.stdout) as out:
         for result in tqdm(
             engine.answer(utterances, tasks), "infer", len(utterances), unit="file", disable=not args.out
         ):
             if result.error is not None:
                 faults.append(result.error)
             print(json.dumps(result.as_json(), ensure_ascii=False), file=out, flush=not args.out)
-    finally:
-        if args.out:
-            out.close()
     if part:
         os.replace(part, args.out)
     for fault in faults:

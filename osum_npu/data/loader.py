@@ -49,6 +49,7 @@ def steps(
     *,
     batch_seconds: float,
     micro_batch_seconds: float | None = None,
+    shortest_first: bool = False,
     start: Position = Position(),
     rank: int = 0,
     world_size: int = 1,
@@ -62,6 +63,7 @@ def steps(
         collate: makes batches.
         batch_seconds: sound of one step over all ranks.
         micro_batch_seconds: sound computed at once; the rank's whole share by default.
+        shortest_first: epoch 0 in rising length.
         start: where to go on.
         rank: of this process.
         world_size: number of processes.
@@ -69,7 +71,14 @@ def steps(
     """
     position = start
     while True:
-        plan = plan_epoch(sources, tasks, batch_seconds=batch_seconds, seed=collate.seed, epoch=position.epoch)
+        plan = plan_epoch(
+            sources,
+            tasks,
+            batch_seconds=batch_seconds,
+            seed=collate.seed,
+            epoch=position.epoch,
+            shortest_first=shortest_first,
+        )
         shares = [step[rank::world_size] for step in plan[position.step :]]
         parts = [[share] if micro_batch_seconds is None else cut(share, micro_batch_seconds) for share in shares]
         loader = DataLoader(

@@ -44,6 +44,7 @@ def plan_epoch(
     batch_seconds: float,
     seed: int,
     epoch: int,
+    shortest_first: bool = False,
 ) -> list[list[Example]]:
     """Plan the steps of one epoch.
 
@@ -56,6 +57,8 @@ def plan_epoch(
         batch_seconds: sound of one step with padding; a single longer utterance makes a step of its own.
         seed: of the run.
         epoch: counts from 0.
+        shortest_first: put the steps of epoch 0 in rising length instead of at random
+            (SortaGrad; Amodei et al., Deep Speech 2, 2016).
 
     Raises:
         ValueError: no utterance can serve any of the tasks.
@@ -79,6 +82,8 @@ def plan_epoch(
         ordered = sorted(examples[start : start + window], key=_seconds, reverse=True)
         steps += cut(ordered, batch_seconds)
     rng.shuffle(steps)
+    if shortest_first and epoch == 0:
+        steps.sort(key=lambda step: _seconds(step[0]))
     return steps
 
 

@@ -22,11 +22,11 @@ from osum_npu.strict import STRICT
 class OsumAdapterConfig:
     """Size of the adapter; the defaults are OSUM's. Its width is the encoder's."""
 
-    layers: int = Field(4, ge=1, description="transformer blocks")
-    heads: int = Field(4, ge=1, description="attention heads; must divide the encoder's width")
-    feed_forward: int = Field(2560, ge=1, description="inner width of the feed-forward layers")
-    max_positions: int = Field(5000, ge=1, description="longest output, in speech embeddings")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout after attention and feed-forward, in training")
+    layers: int = Field(default=4, ge=1, description="transformer blocks")
+    heads: int = Field(default=4, ge=1, description="attention heads; must divide the encoder's width")
+    feed_forward: int = Field(default=2560, ge=1, description="inner width of the feed-forward layers")
+    max_positions: int = Field(default=5000, ge=1, description="longest output, in speech embeddings")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout after attention and feed-forward, in training")
 
 
 def interleaved_sinusoids(length: int, width: int) -> Tensor:

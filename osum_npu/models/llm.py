@@ -19,7 +19,7 @@ ATTENTION = "osum_npu"
 
 
 def _attention(
-    module: nn.Module,
+    _module: nn.Module,
     query_BHTD: Tensor,
     key_BHTD: Tensor,
     value_BHTD: Tensor,

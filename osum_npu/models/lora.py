@@ -15,11 +15,11 @@ from osum_npu.strict import STRICT
 class LoraSettings:
     """Low-rank updates of the LLM's projections; the defaults are OSUM's, which leaves ``up_proj`` alone."""
 
-    rank: int = Field(8, ge=1, description="rank of the update")
-    alpha: float = Field(32, gt=0, description="scale; the update is multiplied by alpha / rank")
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout in front of the update, in training")
+    rank: int = Field(default=8, ge=1, description="rank of the update")
+    alpha: float = Field(default=32, gt=0, description="scale; the update is multiplied by alpha / rank")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout in front of the update, in training")
     targets: tuple[str, ...] = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj"), description="names of linear layers"
+        default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj"), description="names of linear layers"
     )
 
 
@@ -36,7 +36,7 @@ def peft_config(settings: LoraSettings) -> Any:
 
     return LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT computes with floats
+        lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(settings.targets),
         task_type="CAUSAL_LM",

@@ -29,7 +29,7 @@ CROSS_ENTROPY_CHUNK = 1024
 """Label positions whose logits exist at the same time."""
 
 
-class SpeechLLMConfig(PreTrainedConfig):
+class SpeechLLMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is not typed
     """Sizes of all parts; what ``config.json`` holds."""
 
     model_type = "speech_llm"
@@ -73,7 +73,7 @@ class SpeechLLMOutput:
     """CTC target characters."""
 
 
-class SpeechLLM(PreTrainedModel):
+class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
     """Hears, and answers what it is asked about it."""
 
     config_class = SpeechLLMConfig
@@ -216,7 +216,7 @@ class SpeechLLM(PreTrainedModel):
         speech_BEH, length_B = self.hear(features, frames)
         return self.respond(speech_BEH, length_B.tolist(), prompts, **settings)
 
-    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
         """Write ``config.json``, the weights, and LoRA in PEFT's own files.
 
         The base LLM is left out where ``config.llm_path`` says where it lies.
@@ -233,7 +233,7 @@ class SpeechLLM(PreTrainedModel):
             peft_config(LoraSettings(**self.config.lora)).save_pretrained(folder)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **settings: Any) -> SpeechLLM:  # type: ignore[override]
+    def from_pretrained(cls, name_or_path: str | Path, **settings: Any) -> SpeechLLM:
         """Load what :meth:`save_pretrained` wrote, from a folder or a hub.
 
         Args:
@@ -262,7 +262,8 @@ class SpeechLLM(PreTrainedModel):
         if faults:
             raise ValueError(f"{name_or_path}: the weights do not fit config.json: {'; '.join(faults[:10])}")
         model.load_state_dict(state, strict=False)
-        return model.eval()
+        model.eval()
+        return model
 
     def _left_out(self) -> set[str]:
         """Name the tensors that ``model.safetensors`` does not hold: tied ones, and a base LLM kept elsewhere."""
@@ -279,8 +280,7 @@ def _peft_name(name: str) -> str:
 
 
 def _file(name_or_path: str | Path, file: str, settings: dict[str, Any]) -> str:
-    found = cached_file(str(name_or_path), file, **settings)
-    assert found is not None
+    found: str = cached_file(str(name_or_path), file, **settings)
     return found
 
 

@@ -24,12 +24,12 @@ from osum_npu.strict import STRICT
 class WhisperEncoderConfig:
     """Size of the encoder; the defaults are Whisper-medium's, as in OSUM."""
 
-    n_mels: int = Field(80, description="mel bins: 80, or 128 for large-v3")
-    width: int = Field(1024, ge=8, multiple_of=2, description="channels")
-    layers: int = Field(24, ge=1, description="transformer blocks")
-    heads: int = Field(16, ge=1, description="attention heads; must divide width")
-    max_frames: int = Field(1500, ge=1, description="longest input, in encoder frames of 20 ms")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout after attention and feed-forward, in training")
+    n_mels: int = Field(default=80, description="mel bins: 80, or 128 for large-v3")
+    width: int = Field(default=1024, ge=8, multiple_of=2, description="channels")
+    layers: int = Field(default=24, ge=1, description="transformer blocks")
+    heads: int = Field(default=16, ge=1, description="attention heads; must divide width")
+    max_frames: int = Field(default=1500, ge=1, description="longest input, in encoder frames of 20 ms")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout after attention and feed-forward, in training")
 
     def __post_init__(self) -> None:
         if self.width % self.heads:

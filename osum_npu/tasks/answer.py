@@ -10,6 +10,7 @@ Training writes what :func:`read` later reads, so the two live side by side::
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -114,7 +115,7 @@ def _read_timestamps(text: str) -> Answer:
     fault = None
     if left := "".join(rest).strip():
         fault = f"{left!r} stands outside <start>word<end>"
-    elif any(w.end < w.start for w in words) or any(a.start > b.start for a, b in zip(words, words[1:])):
+    elif any(w.end < w.start for w in words) or any(a.start > b.start for a, b in itertools.pairwise(words)):
         fault = "times run backwards"
     said = join_words([w.text for w in words]) if words else _plain(text)
     return Answer(text=said, words=tuple(words), fault=fault)

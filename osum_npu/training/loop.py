@@ -164,6 +164,7 @@ class _Run:
             self._collator(stage),
             batch_seconds=stage.batch_seconds,
             micro_batch_seconds=stage.micro_batch_seconds,
+            shortest_first=stage.shortest_first,
             start=progress.position,
             workers=self.recipe.data.workers,
         )
@@ -196,7 +197,7 @@ class _Run:
                 loss = loss + stage.ctc_weight * output.ctc_sum / units
                 ctc_total += output.ctc_sum.detach()
             if loss.requires_grad:
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
             total += output.loss_sum.detach()
         losses = {"loss": total / labels} if stage.llm_weight else {}
         return {**losses, "ctc_loss": ctc_total / units} if stage.ctc_weight else losses

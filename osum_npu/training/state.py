@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class Progress:
     """Optimiser steps of that stage already done."""
     step: int = 0
     """Optimiser steps of the run already done."""
-    position: Position = Position()
+    position: Position = field(default_factory=Position)
     """Where that stage stands in its data."""
 
 

@@ -121,7 +121,7 @@ def make(job: Job) -> tuple[Wave, Utterance]:
     wave = wave * (10 ** rng.uniform(-0.8, -0.1) / max(float(np.abs(wave).max()), 1e-3))
     wave += 10 ** rng.uniform(-3.5, -2.5) * rng.standard_normal(len(wave))
     wave = np.clip(wave, -1, 1).astype(np.float32)
-    labels = {"gender": job.voice.gender, "age": job.voice.age}
+    labels: dict[str, str] = {"gender": job.voice.gender, "age": job.voice.age}
     if job.label:
         labels[job.kind] = job.label
     return wave, Utterance(

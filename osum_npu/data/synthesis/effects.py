@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,24 +18,28 @@ Wave = NDArray[np.float32]
 Generator = np.random.Generator
 
 
+def _wave(samples: NDArray[Any]) -> Wave:
+    return np.asarray(samples, np.float32)
+
+
 def band(wave: Wave, low: float, high: float) -> Wave:
     """Keep the frequencies between ``low`` and ``high`` Hz."""
     spectrum = np.fft.rfft(wave)
     frequency = np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE)
-    return np.fft.irfft(spectrum * ((frequency >= low) & (frequency <= high)), len(wave)).astype(np.float32)
+    return _wave(np.fft.irfft(spectrum * ((frequency >= low) & (frequency <= high)), len(wave)))
 
 
 def warp_time(wave: Wave, displacement: Wave) -> Wave:
     """Read every sample from ``displacement`` seconds later: vibrato and glides."""
     n = len(wave)
-    return np.interp(np.arange(n) + displacement * SAMPLE_RATE, np.arange(n), wave).astype(np.float32)
+    return _wave(np.interp(np.arange(n) + displacement * SAMPLE_RATE, np.arange(n), wave))
 
 
 def tremble(wave: Wave, depth: float, hertz: float) -> Wave:
     """Modulate pitch and loudness together."""
     phase = 2 * np.pi * hertz * _seconds(len(wave))
     bent = warp_time(wave, (0.012 * depth / hertz * np.sin(phase)).astype(np.float32))
-    return (bent * (1 - depth * 0.5 * (1 + np.sin(phase)))).astype(np.float32)
+    return _wave(bent * (1 - depth * 0.5 * (1 + np.sin(phase))))
 
 
 def _seconds(n: int) -> NDArray[np.float64]:
@@ -47,7 +52,7 @@ def _noise(seconds: float, rng: Generator, low: float = 100, high: float = 7000)
 
 def _decay(wave: Wave, attack: float, half_life: float) -> Wave:
     t = _seconds(len(wave))
-    return (wave * np.minimum(1, t / attack) * 0.5 ** (t / half_life)).astype(np.float32)
+    return _wave(wave * np.minimum(1, t / attack) * 0.5 ** (t / half_life))
 
 
 def _voiced(pitch: NDArray[np.float64], brightness: int = 12) -> Wave:
@@ -81,20 +86,20 @@ def _cry(rng: Generator) -> Wave:
     n = int(rng.uniform(0.8, 1.1) * SAMPLE_RATE)
     t = _seconds(n)
     pitch = rng.uniform(380, 480) * (1 - 0.25 * t / t[-1]) * (1 + 0.05 * np.sin(2 * np.pi * 6 * t))
-    return (_voiced(pitch, 8) * (0.4 + 0.6 * np.abs(np.sin(np.pi * 2.2 * t)))).astype(np.float32)
+    return _wave(_voiced(pitch, 8) * (0.4 + 0.6 * np.abs(np.sin(np.pi * 2.2 * t))))
 
 
 def _screaming(rng: Generator) -> Wave:
     n = int(rng.uniform(0.7, 1.0) * SAMPLE_RATE)
     t = _seconds(n)
     pitch = rng.uniform(900, 1200) * (1 + 0.1 * np.minimum(1, t / 0.15))
-    return np.tanh(3 * (_voiced(pitch, 6) + 0.4 * _noise(n / SAMPLE_RATE + 0.01, rng)[:n])).astype(np.float32)
+    return _wave(np.tanh(3 * (_voiced(pitch, 6) + 0.4 * _noise(n / SAMPLE_RATE + 0.01, rng)[:n])))
 
 
 def _sigh(rng: Generator) -> Wave:
     wave = _noise(rng.uniform(0.8, 1.1), rng, 150, rng.uniform(900, 1300))
     t = np.linspace(0, 1, len(wave))
-    return (wave * np.sin(np.pi * t**0.6)).astype(np.float32)
+    return _wave(wave * np.sin(np.pi * t**0.6))
 
 
 def _throat_clearing(rng: Generator) -> Wave:
@@ -135,7 +140,7 @@ EVENTS: dict[str, Callable[[Generator], Wave]] = {
 def event(label: str, rng: Generator) -> Wave:
     """Make one vocal event of 0.4 to 1.2 s, peak 0.6."""
     wave = EVENTS[label](rng)
-    return (wave * (0.6 / np.abs(wave).max())).astype(np.float32)
+    return _wave(wave * (0.6 / np.abs(wave).max()))
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ class Delivery:
 
 
 def _saturate(wave: Wave, _: Generator) -> Wave:
-    return np.tanh(12 * wave).astype(np.float32)
+    return _wave(np.tanh(12 * wave))
 
 
 def _dull(wave: Wave, _: Generator) -> Wave:
@@ -166,20 +171,20 @@ def _glide_up(wave: Wave, _: Generator) -> Wave:
 
 
 def _shiver(wave: Wave, _: Generator) -> Wave:
-    return (wave * (0.5 + 0.5 * np.sin(2 * np.pi * 11 * _seconds(len(wave))))).astype(np.float32)
+    return _wave(wave * (0.5 + 0.5 * np.sin(2 * np.pi * 11 * _seconds(len(wave)))))
 
 
 def _creak(wave: Wave, _: Generator) -> Wave:
-    return (wave * (np.sin(2 * np.pi * 45 * _seconds(len(wave))) > 0)).astype(np.float32)
+    return _wave(wave * (np.sin(2 * np.pi * 45 * _seconds(len(wave))) > 0))
 
 
 def _bright(wave: Wave, _: Generator) -> Wave:
-    return (wave + 3 * band(wave, 3000, 8000)).astype(np.float32)
+    return _wave(wave + 3 * band(wave, 3000, 8000))
 
 
 def _hollow(wave: Wave, _: Generator) -> Wave:
     delay = int(0.004 * SAMPLE_RATE)
-    return (wave - np.concatenate([np.zeros(delay, np.float32), wave[:-delay]])).astype(np.float32)
+    return _wave(wave - np.concatenate([np.zeros(delay, np.float32), wave[:-delay]]))
 
 
 EMOTIONS: dict[str, Delivery] = {
@@ -197,7 +202,7 @@ EMOTIONS: dict[str, Delivery] = {
 def _bed(wave: Wave, bed: Wave, level: float) -> Wave:
     """Lay a sound under speech, ``level`` relative to the speech's root mean square."""
     rms = float(np.sqrt(np.mean(wave**2))) + 1e-6
-    return (wave + bed * (level * rms / (float(np.sqrt(np.mean(bed**2))) + 1e-6))).astype(np.float32)
+    return _wave(wave + bed * (level * rms / (float(np.sqrt(np.mean(bed**2))) + 1e-6)))
 
 
 def _bulletin(wave: Wave, rng: Generator) -> Wave:

@@ -11,6 +11,8 @@ from typing import Literal
 
 from osum_npu.data.synthesis.grammar import Split
 
+Age = Literal["child", "adult", "old"]
+
 _MALE = (
     *("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "Alex", "Andy", "Gene", "Lee", "Mike", "Denis"),
     *("Michael", "paul", "edward", "antonio", "norbert", "Storm", "robert", "miguel"),
@@ -28,7 +30,7 @@ class Voice:
     variant: str
     """espeak-ng's voice variant."""
     gender: Literal["female", "male"]
-    age: Literal["child", "adult", "old"]
+    age: Age
 
     @property
     def name(self) -> str:
@@ -63,9 +65,9 @@ class Voice:
         return 0.6 if self.age == "old" else 0.0
 
 
-VOICES: tuple[Voice, ...] = tuple(
-    Voice(variant, gender, age)
-    for gender, variants in (("male", _MALE), ("female", _FEMALE))
-    for variant in variants
-    for age in ("child", "adult", "old")
-)  # type: ignore[arg-type]  # literals from a loop
+_AGES: tuple[Age, ...] = ("child", "adult", "old")
+
+VOICES: tuple[Voice, ...] = (
+    *(Voice(variant, "male", age) for variant in _MALE for age in _AGES),
+    *(Voice(variant, "female", age) for variant in _FEMALE for age in _AGES),
+)
