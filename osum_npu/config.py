@@ -5,17 +5,18 @@ A recipe is YAML in layers, left to right, then ``dotted.key=value``. Nothing he
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from osum_npu.audio.augment import SpecAugmentConfig
+from osum_npu.layers import Place, fault_line, read_layers, write_yaml
 from osum_npu.models.adapters import OsumAdapterConfig
 from osum_npu.models.lora import LoraSettings
 from osum_npu.models.whisper import WhisperEncoderConfig
@@ -65,6 +66,12 @@ class NewModel:
     lora: LoraSettings | None = Field(default=None, description="low-rank updates of the LLM")
     ctc: bool = Field(default=False, description="a CTC head on the encoder, for an auxiliary loss")
 
+    def __post_init__(self) -> None:
+        if self.encoder.width % self.adapter.heads:
+            raise ValueError(
+                f"encoder.width {self.encoder.width} is not divisible by adapter.heads {self.adapter.heads}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SavedModel:
@@ -104,6 +111,12 @@ class Stage:
     trainable: tuple[Part, ...] = Field(min_length=1, description="parts that learn; the others are frozen")
     steps: int = Field(ge=1, description="optimiser steps")
     learning_rate: float = Field(gt=0, lt=1, description="highest learning rate")
+    muon_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="learn the weight matrices by Muon at this rate, all else by AdamW; AdamW alone by default",
+    )
     tasks: dict[TaskName, float] = Field(
         default_factory=lambda: {"asr": 1.0},
         min_length=1,
@@ -172,7 +185,7 @@ class RecipeError(ValueError):
         self.faults = tuple(faults)
 
 
-_Path = tuple[str | int, ...]
+_KINDS = ("random", "pretrained", "new", "saved")
 
 
 def load_recipe(layers: Iterable[str | Path], overrides: Iterable[str] = ()) -> Recipe:
@@ -185,36 +198,16 @@ def load_recipe(layers: Iterable[str | Path], overrides: Iterable[str] = ()) -> 
     Raises:
         RecipeError: with one line for every fault, each with file and line where there is one.
     """
-    merged: dict[str, Any] = {}
-    places: dict[_Path, str] = {}
-    faults: list[str] = []
-    for layer in layers:
-        try:
-            text = Path(layer).read_text("utf-8")
-            node = yaml.compose(text, yaml.SafeLoader)
-            content = yaml.safe_load(text)
-        except OSError as error:
-            faults.append(f"{layer}: cannot be read: {error.strerror}")
-            continue
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            faults.append(f"{layer}: is no YAML: {' '.join(str(error).split())}")
-            continue
-        if not isinstance(content, dict):
-            faults.append(f"{layer}: wanted a mapping of settings, got {type(content).__name__}")
-            continue
-        _merge(merged, content)
-        _note_places(node, (), str(layer), places)
-    for override in overrides:
-        if fault := _override(merged, override, places):
-            faults.append(fault)
+    settings, origins, faults = read_layers(layers, overrides)
     if faults:
         raise RecipeError(faults)
-    faults = [_line(path, message, places) for path, message in _contradictions(merged)]
+    faults = [fault_line(place, message, origins) for place, message in _contradictions(settings)]
     try:
-        recipe = TypeAdapter(Recipe).validate_python(merged)
+        # as JSON, because strict Python wants tuples and objects where YAML has lists and mappings
+        recipe = TypeAdapter(Recipe).validate_json(json.dumps(settings, default=str), strict=True)
     except ValidationError as error:
         found = [_explain(one) for one in error.errors() if not _is_echo(one, error.errors())]
-        faults = [_line(path, message, places) for path, message in found] + faults
+        faults = [fault_line(place, message, origins) for place, message in found] + faults
     if faults:
         raise RecipeError(faults)
     return recipe
@@ -236,67 +229,7 @@ def missing_files(recipe: Recipe) -> list[str]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """Write a recipe as YAML, every default spelled out."""
-    return yaml.safe_dump(_plain(asdict(recipe)), allow_unicode=True, sort_keys=False, width=100)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    for key, value in layer.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
-
-
-def _note_places(node: yaml.Node | None, path: _Path, layer: str, places: dict[_Path, str]) -> None:
-    """Remember in which line of which file each setting stands."""
-    if node is None:
-        return
-    places[path] = f"{layer}:{node.start_mark.line + 1}"
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            _note_places(value, (*path, key.value), layer, places)
-            places[path + (key.value,)] = f"{layer}:{key.start_mark.line + 1}"
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            _note_places(value, (*path, i), layer, places)
-
-
-def _key(part: str) -> Any:
-    """Return a list's index or a mapping's key."""
-    return int(part) if part.isdigit() else part
-
-
-def _override(settings: dict[str, Any], override: str, places: dict[_Path, str]) -> str:
-    """Set one ``dotted.key=value``; return what is wrong with it, or nothing."""
-    dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
-        return f"{override}: wanted dotted.key=value"
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return f"{override}: the value is no YAML"
-    at: Any = settings
-    *parents, last = (_key(part) for part in dotted.split("."))
-    for part in parents:
-        if isinstance(at, list) and isinstance(part, int) and part < len(at):
-            at = at[part]
-        elif isinstance(at, dict):
-            at = at.setdefault(part, {})
-        else:
-            return f"{override}: there is nothing at {part!r}"
-    if isinstance(at, list) and not (isinstance(last, int) and last < len(at)):
-        return f"{override}: the list has {len(at)} items, there is no {last!r}"
-    if not isinstance(at, list | dict):
-        return f"{override}: {'.'.join(map(str, parents))} is {at!r}, which has no settings"
-    at[last] = value
-    places[tuple(parents) + (last,)] = override
-    return ""
+    return write_yaml(asdict(recipe))
 
 
 def _is_echo(error: Any, errors: Sequence[Any]) -> bool:
@@ -306,36 +239,33 @@ def _is_echo(error: Any, errors: Sequence[Any]) -> bool:
     return error["type"] == "too_short" and any(path[: len(place)] == place for path in deeper)
 
 
-def _explain(error: Any) -> tuple[_Path, str]:
+def _explain(error: Any) -> tuple[Place, str]:
     """Say in words what pydantic found."""
-    path = tuple(part for part in error["loc"] if part not in ("random", "pretrained", "new", "saved"))
-    kind, got = error["type"], error.get("input")
+    found, kind, got = error["loc"], error["type"], error.get("input")
+    # pydantic names the variant of a union too, which is no setting
+    variant = {i for i, part in enumerate(found) if i and found[i - 1] in ("model", "llm") and part in _KINDS}
+    place = tuple(part for i, part in enumerate(found) if i not in variant and part != "[key]")
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
-        return path, "there is no such setting"
-    if kind == "missing" or kind == "missing_argument":
-        return path, "is missing"
+        return place, "there is no such setting"
+    if kind in ("missing", "missing_argument"):
+        return place, "is missing"
     if kind == "union_tag_not_found":
-        return (*path, "kind"), "is missing"
+        return (*place, "kind"), "is missing"
+    if kind == "union_tag_invalid":
+        return (*place, "kind"), f"must be one of {error['ctx']['expected_tags']}, got {error['ctx']['tag']!r}"
     message = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        return path, message
-    return path, f"{message[0].lower()}{message[1:]}, got {got!r}"
+        return place, message
+    return place, f"{message[0].lower()}{message[1:]}, got {got!r:.80}"
 
 
-def _line(path: _Path, message: str, places: Mapping[_Path, str]) -> str:
-    """Write one fault with the nearest known place."""
-    known: _Path = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in places), ())
-    place = f"{places[known]}: " if known in places else ""
-    return f"{place}{'.'.join(map(str, path)) or 'recipe'}: {message}"
-
-
-def _contradictions(settings: Mapping[str, Any]) -> list[tuple[_Path, str]]:
+def _contradictions(settings: Mapping[str, Any]) -> list[tuple[Place, str]]:
     """Find settings that exclude each other; works on unchecked input, so that all faults come in one list."""
-    found: list[tuple[_Path, str]] = []
+    found: list[tuple[Place, str]] = []
     model, stages = settings.get("model"), settings.get("stages")
     if not isinstance(model, dict) or not isinstance(stages, list):
         return found
-    names = [stage.get("name") for stage in stages if isinstance(stage, dict)]
+    names = [stage.get("name") if isinstance(stage, dict) else None for stage in stages]
     for i, stage in enumerate(stages):
         if not isinstance(stage, dict):
             continue

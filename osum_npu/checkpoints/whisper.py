@@ -46,6 +46,23 @@ def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return picked
 
 
+def _read(source: str) -> dict[str, Tensor]:
+    """Read the state dict of a whole Whisper model."""
+    try:
+        if Path(source).is_file():
+            content = torch.load(source, map_location="cpu", weights_only=True)
+            weights: dict[str, Tensor] = content.get("model_state_dict", content)
+            return weights
+        from transformers import WhisperModel
+
+        return dict(WhisperModel.from_pretrained(source).state_dict())
+    except Exception as error:  # torch.load raises many kinds
+        raise ValueError(
+            f"no Whisper weights can be read from {source}: {error}; wanted a .pt file of openai-whisper, "
+            "or a folder or hub name of Hugging Face"
+        ) from error
+
+
 def load_encoder(encoder: WhisperEncoder, source: str) -> None:
     """Load Whisper weights into an encoder, in place.
 
@@ -56,15 +73,9 @@ def load_encoder(encoder: WhisperEncoder, source: str) -> None:
         source: an openai ``.pt`` file, or a Hugging Face folder or hub name.
 
     Raises:
-        ValueError: not a Whisper model, or of another size; says which tensors differ.
+        ValueError: missing, damaged, not a Whisper model, or of another size; says which tensors differ.
     """
-    if Path(source).is_file():
-        content = torch.load(source, map_location="cpu", weights_only=True)
-        state = encoder_state(content.get("model_state_dict", content))
-    else:
-        from transformers import WhisperModel
-
-        state = encoder_state(dict(WhisperModel.from_pretrained(source).state_dict()))
+    state = encoder_state(_read(source))
     state["positional_embedding"] = encoder.positional_embedding
     own = encoder.state_dict()
     faults = [f"{n} is missing" for n in own.keys() - state.keys()]

@@ -17,12 +17,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--train", type=int, default=12000, help="training utterances (default: %(default)s)")
     parser.add_argument("--test", type=int, default=2000, help="test utterances (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=400, help="test utterances a task (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="at most so many steps a stage, to try the whole chain in short")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="changes to the recipe")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run all of it; print the table, one transcript, where the report lies and how long each part took."""
+    from dataclasses import replace
     from importlib.resources import as_file, files
 
     from osum_npu.config import load_recipe
@@ -45,6 +47,10 @@ def run(args: argparse.Namespace) -> int:
     places = [f"out={args.out}", *(f"data.{s}.corpus.path={corpus / s}.jsonl" for s in ("train", "dev", "test"))]
     with as_file(files("osum_npu_recipes").joinpath("quickstart/recipe.yaml")) as path:
         recipe = load_recipe([path], [*places, *args.overrides])
+    if args.steps is not None:
+        recipe = replace(
+            recipe, stages=tuple(replace(stage, steps=min(stage.steps, args.steps)) for stage in recipe.stages)
+        )
     model = train(recipe)
     lap("training")
     report = evaluate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from osum_npu.data.collate import Batch, Collator
@@ -86,6 +87,8 @@ def steps(
             batch_size=None,
             num_workers=workers,
             prefetch_factor=4 if workers else None,
+            # of its own: torch draws from it with every epoch, which would shift the dropout of a resumed run
+            generator=torch.Generator(),
         )
         for done, batches in enumerate(loader, position.step + 1):
             last = done == len(plan)

@@ -57,4 +57,6 @@ def _measured(utterance: Utterance) -> Utterance | str:
         seconds = probe(utterance.wav).seconds
     except AudioError as error:
         return f"{utterance.key}: {error}"
-    return replace(utterance, duration=(utterance.end or seconds) - utterance.start)
+    if utterance.start >= seconds:
+        return f"{utterance.key}: start {utterance.start:g} s lies outside {utterance.wav}, which lasts {seconds:.3f} s"
+    return replace(utterance, duration=seconds - utterance.start)

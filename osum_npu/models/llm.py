@@ -17,6 +17,11 @@ from osum_npu import functional
 ATTENTION = "osum_npu"
 """Name under which transformers knows this project's attention."""
 
+_FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
+# By name, not by shape: BitNet's feed-forward, Falcon-H1's and others look alike and compute something else.
+_NORMS = {f"{family}RMSNorm" for family in _FAMILIES}
+_FEED_FORWARDS = {f"{family}MLP" for family in _FAMILIES}
+
 
 def _attention(
     _module: nn.Module,
@@ -25,9 +30,11 @@ def _attention(
     value_BHTD: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    **_: Any,
+    **settings: Any,
 ) -> tuple[Tensor, None]:
     """Compute attention as transformers asks for it; its boolean mask includes causality, no mask means causal."""
+    if more := [name for name in ("softcap", "s_aux") if settings.get(name) is not None]:
+        raise ValueError(f"this LLM's attention needs {more[0]!r}, which this project's has not; choose another LLM")
     query, key, value = (x.transpose(1, 2) for x in (query_BHTD, key_BHTD, value_BHTD))
     mask_BTS = None if attention_mask is None else attention_mask[:, 0]
     causal = attention_mask is None and query.shape[1] > 1
@@ -64,14 +71,17 @@ class GatedMLP(nn.Module):
 
 
 def use_own_ops(llm: PreTrainedModel) -> PreTrainedModel:
-    """Make a model of transformers compute with this project's ops, in place; weights and their names stay."""
+    """Make a model of transformers compute with this project's ops, in place; weights and their names stay.
+
+    Attention is replaced in any decoder, norms and feed-forwards in those families that are known to compute the same.
+    """
     llm.set_attn_implementation(ATTENTION)
     for name, module in list(llm.named_modules()):
         parent, _, child = name.rpartition(".")
         kind = type(module).__name__
-        if kind.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+        if kind in _NORMS:
             setattr(llm.get_submodule(parent), child, RMSNorm(module.weight, module.variance_epsilon))
-        elif kind.endswith("MLP") and llm.config.hidden_act == "silu" and hasattr(module, "gate_proj"):
+        elif kind in _FEED_FORWARDS and llm.config.hidden_act == "silu":
             setattr(llm.get_submodule(parent), child, GatedMLP(module))
     return llm
 
@@ -86,6 +96,16 @@ def build_llm(config: dict[str, Any]) -> PreTrainedModel:
 
 
 def load_llm(name_or_path: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load a released decoder from a folder or a hub."""
-    llm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
+    """Load a released decoder from a folder or a hub.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    try:
+        llm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
+    except OSError as error:
+        raise ValueError(
+            f"the LLM {name_or_path!r} cannot be loaded: {error}; wanted a folder or a name on a hub "
+            "(a model directory names its LLM in config.json, as llm_path)"
+        ) from error
     return use_own_ops(llm)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -24,6 +25,7 @@ from osum_npu.models.layout import Layout, lay_out
 from osum_npu.models.llm import build_llm, load_llm
 from osum_npu.models.lora import LoraSettings, add_lora, is_lora, peft_config
 from osum_npu.models.whisper import WhisperEncoder, WhisperEncoderConfig
+from osum_npu.tasks.text import split_words
 
 CROSS_ENTROPY_CHUNK = 1024
 """Label positions whose logits exist at the same time."""
@@ -51,7 +53,8 @@ class SpeechLLMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
             adapter: fields of :class:`OsumAdapterConfig`.
             llm: a transformers configuration with ``model_type``.
             lora: fields of :class:`LoraSettings`; ``None`` for no LoRA.
-            ctc_units: characters that a CTC head on the encoder spells, an auxiliary loss; ``None`` for no head.
+            ctc_units: words and characters that a CTC head on the encoder spells, an auxiliary loss; ``None`` for
+                no head.
             llm_path: hub name or folder of the base LLM where the model directory does not hold its weights.
             kwargs: what every transformers configuration takes.
         """
@@ -70,7 +73,7 @@ class SpeechLLMOutput:
     ctc_sum: Tensor | None
     """CTC loss in nats, summed over utterances; ``None`` without a CTC head or targets."""
     ctc_count: int
-    """CTC target characters."""
+    """CTC target units."""
 
 
 class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
@@ -122,7 +125,8 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         table = torch.cat(
             [tokens.new_zeros(1, width).to(dtype), self.marks.to(dtype), tokens.to(dtype), speech_BEH.flatten(0, 1)]
         )
-        return table[layout.source_BL]
+        # a gather by index would add up gradients in an order that changes from run to run
+        return F.embedding(layout.source_BL, table)
 
     def forward(
         self,
@@ -158,8 +162,14 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         return SpeechLLMOutput(loss_sum, len(layout.label_N), ctc_sum, ctc_count)
 
     def ctc_targets(self, transcript: str) -> list[int]:
-        """Return the classes that spell a transcript; characters that the head does not know are left out."""
-        return [self._ctc_ids[character] for character in transcript if character in self._ctc_ids]
+        """Return the classes that spell a transcript: whole words where the head knows them, else their characters.
+
+        Characters that it does not know are left out.
+        """
+        ids = self._ctc_ids
+        return [
+            ids[unit] for word in split_words(transcript) for unit in ([word] if word in ids else word) if unit in ids
+        ]
 
     def _ctc(self, encoded_BFC: Tensor, length_B: Tensor, transcripts: Sequence[str]) -> tuple[Tensor, int]:
         if self.ctc_head is None:
@@ -241,15 +251,19 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
             settings: ``llm_path`` to take the base LLM from elsewhere; the rest goes to the download.
 
         Raises:
-            ValueError: the weights do not fit the configuration.
+            ValueError: there is no model, a file of it is missing or damaged, or the weights do not fit the
+                configuration.
         """
-        config = SpeechLLMConfig.from_pretrained(name_or_path)
-        path = settings.pop("llm_path", config.llm_path)
-        model = cls(config, load_llm(path) if path else None)
-        state = load_file(_file(name_or_path, "model.safetensors", settings))
+        try:
+            config = SpeechLLMConfig.from_pretrained(name_or_path)
+        except OSError as error:
+            raise ValueError(f"{name_or_path} is no model directory, nor a model on a hub: {error}") from error
+        config.llm_path = settings.pop("llm_path", config.llm_path)
+        model = cls(config, load_llm(config.llm_path) if config.llm_path else None)
+        state = _weights(name_or_path, "model.safetensors", settings)
         if config.lora is not None:
             ours = {_peft_name(name): name for name in model.state_dict() if is_lora(name)}
-            adapter = load_file(_file(name_or_path, "adapter_model.safetensors", settings))
+            adapter = _weights(name_or_path, "adapter_model.safetensors", settings)
             state |= {ours.get(name, name): tensor for name, tensor in adapter.items()}
         expected = {n: t.shape for n, t in model.state_dict().items() if n not in model._left_out()}
         faults = [f"{n} is missing" for n in sorted(expected.keys() - state.keys())]
@@ -279,9 +293,11 @@ def _peft_name(name: str) -> str:
     return "base_model.model." + name.removeprefix("llm.").replace(".default", "")
 
 
-def _file(name_or_path: str | Path, file: str, settings: dict[str, Any]) -> str:
-    found: str = cached_file(str(name_or_path), file, **settings)
-    return found
+def _weights(name_or_path: str | Path, file: str, settings: dict[str, Any]) -> dict[str, Tensor]:
+    try:
+        return load_file(cached_file(str(name_or_path), file, **settings))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{name_or_path}: {file} is missing or damaged: {error}") from error
 
 
 def make_config(

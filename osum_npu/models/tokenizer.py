@@ -31,20 +31,26 @@ def train_tokenizer(texts: Iterable[str], marks: Sequence[str], vocabulary: int 
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token=None))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    learned = Tokenizer(models.BPE(byte_fallback=True, unk_token=None))
+    learned.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(rf"[{HAN}]"), "isolated"),
             pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True),
             pre_tokenizers.Split(Regex(r"[^▁\w]"), "isolated"),
         ]
     )
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(replacement="▁")])
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=[END, *(f"<0x{byte:02X}>" for byte in range(256))],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    learned.train_from_iterator(texts, trainer)
+    # Anew around the learned units: training made the bytes special, and decoding leaves special tokens out.
+    tokenizer = Tokenizer(learned.model)
+    tokenizer.pre_tokenizer = learned.pre_tokenizer
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(replacement="▁")])
+    tokenizer.add_special_tokens([END])
     tokenizer.add_tokens([AddedToken(mark, normalized=False, special=False) for mark in marks])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=END, clean_up_tokenization_spaces=False
+    )

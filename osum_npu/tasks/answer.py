@@ -22,7 +22,7 @@ STAMP_SECONDS = 0.02
 """Resolution of written word times. The release writes 0.1 s or finer."""
 
 _MARK = re.compile(r"<([^<>]*)>")
-_STAMPED = re.compile(r"<(\d+(?:\.\d+)?)>([^<>]+)<(\d+(?:\.\d+)?)>")
+_STAMPED = re.compile(r"<(\d{1,6}(?:\.\d+)?)>([^<>]+)<(\d{1,6}(?:\.\d+)?)>")  # six digits hold a week
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,8 +15,13 @@ from osum_npu.models.llm import load_llm
 from osum_npu.models.lora import add_lora
 from osum_npu.models.speech_llm import SpeechLLM, lora_fields, make_config
 from osum_npu.models.tokenizer import train_tokenizer
-from osum_npu.tasks import CHAT_SEPARATOR, TASKS, Utterance, normalize_text, prompts
+from osum_npu.tasks import CHAT_SEPARATOR, TASKS, Utterance, normalize_text, prompts, split_words
 from osum_npu.tasks.answer import STAMP_SECONDS, stamp
+
+_CTC_WORDS = 1000
+"""How many words have a class of their own at most; a whole word aligns sooner than its letters."""
+_CTC_WORD_COUNT = 20
+"""How often a word must occur for that."""
 
 
 def build(recipe: Recipe, utterances: Sequence[Utterance]) -> tuple[SpeechLLM, Any]:
@@ -32,7 +38,7 @@ def build(recipe: Recipe, utterances: Sequence[Utterance]) -> tuple[SpeechLLM, A
         if settings.lora is not None and model.config.lora is None:
             add_lora(model.llm, settings.lora)
             model.config.lora = lora_fields(settings.lora)
-        return model, tokenizer
+        return _own_llm(model, recipe), tokenizer
     llm_config, llm_path, llm = {}, None, None
     if isinstance(settings.llm, PretrainedLLM):
         from transformers import AutoTokenizer
@@ -49,18 +55,28 @@ def build(recipe: Recipe, utterances: Sequence[Utterance]) -> tuple[SpeechLLM, A
         settings.adapter,
         llm_config,
         settings.lora,
-        ctc_units=characters(utterances) if settings.ctc else None,
+        ctc_units=spelling_units(utterances) if settings.ctc else None,
         llm_path=llm_path,
     )
     model = SpeechLLM(config, llm)
     if settings.encoder_weights is not None:
         load_encoder(model.encoder, settings.encoder_weights)
-    return model, tokenizer
+    return _own_llm(model, recipe), tokenizer
 
 
-def characters(utterances: Iterable[Utterance]) -> list[str]:
-    """List the characters of all transcripts, sorted."""
-    return sorted({character for u in utterances for character in normalize_text(u.text or "")})
+def _own_llm(model: SpeechLLM, recipe: Recipe) -> SpeechLLM:
+    """Keep the LLM in the model directory where a stage trains it: it will not be that of ``llm_path`` any more."""
+    if model.config.llm_path is not None and any("llm" in stage.trainable for stage in recipe.stages):
+        model.config.llm, model.config.llm_path = model.llm.config.to_dict(), None
+    return model
+
+
+def spelling_units(utterances: Iterable[Utterance]) -> list[str]:
+    """List what the CTC head tells apart: all characters of the transcripts, and their most frequent words."""
+    words = Counter(word for u in utterances for word in split_words(normalize_text(u.text or "")))
+    characters = {character for word in words for character in word}
+    frequent = {word for word, count in words.most_common(_CTC_WORDS) if count >= _CTC_WORD_COUNT}
+    return sorted(characters | frequent)
 
 
 def new_tokenizer(settings: RandomLLM, utterances: Iterable[Utterance]) -> Any:

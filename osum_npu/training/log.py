@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from osum_npu.files import write_text
+
 
 class Log:
     """Writes ``out/log.jsonl`` and ``out/tensorboard``, and shows progress on the terminal."""
@@ -22,7 +24,7 @@ class Log:
         """
         self.path = out / "log.jsonl"
         kept = [row for row in read_log(self.path) if row["step"] <= done_steps]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self.file = self.path.open("a", encoding="utf-8")
         self.board: Any = None
         try:

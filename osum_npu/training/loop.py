@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from osum_npu.checkpoints.model_directory import save_model
 from osum_npu.config import Recipe, RecipeError, Source, Stage, dump_recipe, missing_files
 from osum_npu.data.collate import Batch, Collator
 from osum_npu.data.loader import Step, steps
-from osum_npu.data.plan import Example, WeightedSource, cut, plan_epoch
+from osum_npu.data.plan import Example, WeightedSource, cut, plan_epoch, servable
 from osum_npu.data.sources import read_source
 from osum_npu.files import write_text
 from osum_npu.models.layout import lay_out
@@ -26,7 +26,7 @@ from osum_npu.models.speech_llm import SpeechLLM, SpeechLLMOutput
 from osum_npu.training.build import build
 from osum_npu.training.card import model_card
 from osum_npu.training.log import Log
-from osum_npu.training.optimizer import freeze, learning_rate, make_optimizer
+from osum_npu.training.optimizer import Optimizers, freeze, schedule
 from osum_npu.training.state import Progress, checkpoints, load_tensors, read_progress, restore_rng, save_state
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -53,11 +53,10 @@ def train(recipe: Recipe) -> Path:
 
 
 def _claim(out: Path, recipe: Recipe) -> list[str]:
-    """Save the recipe into its folder; say so where the folder belongs to another one."""
+    """Save the recipe into its folder; say so where the folder holds what another one has trained."""
     saved, text = out / "recipe.yaml", dump_recipe(recipe)
-    if saved.exists():
-        if saved.read_text("utf-8") == text:
-            return []
+    trained = checkpoints(out / "checkpoints") or (out / "model").exists()
+    if trained and saved.exists() and saved.read_text("utf-8") != text:
         return [f"out: {out} holds a run of another recipe ({saved}); choose another out, or remove that folder"]
     out.mkdir(parents=True, exist_ok=True)
     write_text(saved, text)
@@ -79,6 +78,14 @@ class _Run:
         self.dev_sources = self._read(recipe.data.dev)
         model, self.tokenizer = build(recipe, [u for source in self.train_sources for u in source.utterances])
         self.model: SpeechLLM = model.to(self.device)
+        for stage in recipe.stages:  # what would end the last one is said before the first one begins
+            freeze(self.model, stage)
+            Optimizers(self.model, stage)
+            if not _serves(self.train_sources, stage):
+                raise ValueError(
+                    f"stage {stage.name!r}: no utterance of the training data carries the labels for any of its "
+                    f"tasks: {', '.join(stage.tasks)}"
+                )
 
     def run(self) -> Path:
         """Train all stages that are still to do, and write the model."""
@@ -88,6 +95,7 @@ class _Run:
         if found:
             progress, state = read_progress(found[-1]), load_tensors(found[-1])
             self.model.load_state_dict(state["model"])
+            self.skipped = [*self._named(), *self.skipped]
         self.log = Log(self.out, recipe.steps, progress.step)
         self._report_skipped()
         self.log.say(f"{self.device}, {str(self.dtype).removeprefix('torch.')}, {_millions(self.model)} parameters")
@@ -106,7 +114,7 @@ class _Run:
     def _stage(self, stage: Stage, progress: Progress, state: dict[str, Any] | None) -> Progress:
         """Train one stage from ``progress`` to its end."""
         parameters = freeze(self.model, stage)
-        optimizer = make_optimizer(parameters, stage)
+        optimizer = Optimizers(self.model, stage)
         if state is not None:
             optimizer.load_state_dict(state["optimizer"])
             restore_rng(state["rng"], self.device)
@@ -117,13 +125,11 @@ class _Run:
         began, sound, bad = time.perf_counter(), 0.0, 0
         while progress.stage_step < stage.steps:
             step = next(feed)
-            rate = learning_rate(stage, progress.stage_step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            factor = schedule(stage, progress.stage_step)
             losses = self._backward(stage, step)
             norm = torch.nn.utils.clip_grad_norm_(parameters, stage.clip)
             if torch.isfinite(norm):
-                optimizer.step()
+                optimizer.step(factor)
                 bad = 0
             else:
                 bad += 1
@@ -132,7 +138,7 @@ class _Run:
                     raise ValueError(
                         f"{bad} steps in a row had no finite gradient: lower learning_rate, or set precision: float32"
                     )
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             progress = Progress(progress.stage, progress.stage_step + 1, progress.step + 1, step.after)
             sound += sum(batch.seconds for batch in step.batches)
             if progress.step % recipe.log_every == 0:
@@ -141,7 +147,7 @@ class _Run:
                     "stage": stage.name,
                     "step": progress.step,
                     **{name: loss.item() for name, loss in losses.items()},
-                    "learning_rate": rate,
+                    "learning_rate": stage.learning_rate * factor,
                     "gradient_norm": norm.item(),
                     "audio_hours_per_hour": sound / elapsed,
                     "epoch": step.after.epoch,
@@ -150,11 +156,12 @@ class _Run:
                 began, sound = time.perf_counter(), 0.0
             self.log.advance(stage.name)
             finished = progress.stage_step == stage.steps
-            if self.dev_sources and (finished or progress.step % recipe.dev_every == 0):
+            if (finished or progress.step % recipe.dev_every == 0) and _serves(self.dev_sources, stage):
                 self.log.row({"stage": stage.name, "step": progress.step, "dev_loss": self._dev_loss(stage)})
             if finished or progress.step % recipe.checkpoint_every == 0:
                 folder = self.out / "checkpoints"
                 save_state(folder, progress, self.model, optimizer, self.device, recipe.keep_checkpoints)
+                self._name_skipped()
         return progress
 
     def _feed(self, stage: Stage, progress: Progress) -> Iterator[Step]:
@@ -175,7 +182,7 @@ class _Run:
             n_mels=self.model.encoder.config.n_mels,
             seed=self.recipe.seed,
             spec_augment=stage.spec_augment if augment else None,
-            max_seconds=self.recipe.data.max_seconds,
+            max_seconds=min(self.recipe.data.max_seconds, self.model.encoder.config.max_frames / 50),
         )
 
     def _backward(self, stage: Stage, step: Step) -> dict[str, Tensor]:
@@ -250,15 +257,29 @@ class _Run:
             read.append(WeightedSource(utterances, source.weight))
         return read
 
-    def _report_skipped(self) -> None:
-        """Name what was left out, in ``out/skipped.txt`` and, the first few, on the terminal."""
+    def _named(self) -> list[str]:
+        """Read the names of what this run left out before it was interrupted."""
+        path = self.out / "skipped.txt"
+        return path.read_text("utf-8").splitlines() if path.exists() else []
+
+    def _name_skipped(self) -> list[str]:
+        """Name what was left out in ``out/skipped.txt``, each once."""
         lines = list(dict.fromkeys(self.skipped))
-        if not lines:
-            return
-        write_text(self.out / "skipped.txt", "\n".join(lines) + "\n")
-        for line in lines[:5]:
-            self.log.say(f"skipped: {line}")
-        self.log.say(f"{len(lines)} skipped in all; {self.out / 'skipped.txt'} names each")
+        if lines:
+            write_text(self.out / "skipped.txt", "\n".join(lines) + "\n")
+        return lines
+
+    def _report_skipped(self) -> None:
+        """Name what was left out, on the terminal the first few."""
+        if lines := self._name_skipped():
+            for line in lines[:5]:
+                self.log.say(f"skipped: {line}")
+            self.log.say(f"{len(lines)} skipped in all; {self.out / 'skipped.txt'} names each")
+
+
+def _serves(sources: Sequence[WeightedSource], stage: Stage) -> bool:
+    """Whether any utterance carries the labels for any of the stage's tasks."""
+    return any(servable(utterance, stage.tasks) for source in sources for utterance in source.utterances)
 
 
 def _falling(example: Example) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,37 +24,90 @@ def freeze(model: SpeechLLM, stage: Stage) -> list[nn.Parameter]:
     """Make the stage's parts trainable and all others not; return what trains.
 
     Raises:
-        ValueError: the model has no parameters of a part that the stage wants to train.
+        ValueError: the model has no parameters of a part that the stage needs.
     """
     found = set()
     for name, parameter in model.named_parameters():
         part = part_of(name)
         found.add(part)
         parameter.requires_grad_(part in stage.trainable)
-    if absent := [part for part in stage.trainable if part not in found]:
-        raise ValueError(f"stage {stage.name!r} trains {', '.join(absent)}, which this model does not have")
+    needed = {*stage.trainable, *(["ctc"] if stage.ctc_weight else [])}
+    if absent := sorted(needed - found):
+        raise ValueError(f"stage {stage.name!r} needs {', '.join(absent)}, which this model does not have")
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def make_optimizer(parameters: list[nn.Parameter], stage: Stage) -> torch.optim.AdamW:
-    """Make AdamW; vectors (biases and norms) are not decayed."""
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": stage.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=stage.learning_rate, betas=stage.betas, eps=1e-8, fused=True)
+class Optimizers:
+    """AdamW and, where the stage asks for it, Muon for the weight matrices; stepped as one."""
+
+    def __init__(self, model: SpeechLLM, stage: Stage) -> None:
+        """Take all trainable parameters of ``model``. Vectors (biases and norms) are not decayed."""
+        self.stage = stage
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        matrices = [p for name, p in named if stage.muon_learning_rate and p.ndim == 2 and _is_hidden(name)]
+        by_muon = {id(p) for p in matrices}
+        rest = [p for _, p in named if id(p) not in by_muon]
+        groups = [
+            {"params": [p for p in rest if p.ndim > 1], "weight_decay": stage.weight_decay},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.all: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(groups, lr=stage.learning_rate, betas=stage.betas, eps=1e-8, fused=True)
+        ]
+        if matrices:
+            self.all.append(_muon(matrices, stage))
+        self.peaks = [[group["lr"] for group in one.param_groups] for one in self.all]
+
+    def step(self, factor: float) -> None:
+        """Update all parameters with ``factor`` times the stage's highest learning rates, ."""
+        for one, peaks in zip(self.all, self.peaks):
+            for group, peak in zip(one.param_groups, peaks):
+                group["lr"] = peak * factor
+            one.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for one in self.all:
+            one.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Return the state of all."""
+        return [one.state_dict() for one in self.all]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Set the state of all."""
+        for one, state in zip(self.all, states):
+            one.load_state_dict(state)
 
 
-def learning_rate(stage: Stage, step: int) -> float:
-    """Return the learning rate of a step of the stage, counted from 0."""
+def _is_hidden(name: str) -> bool:
+    """Whether a matrix maps hidden states to hidden states: no embedding, no output layer, no low-rank factor."""
+    return part_of(name) != "lora" and not any(
+        part in name for part in ("embed_tokens", "lm_head", "ctc_head", "marks")
+    )
+
+
+def _muon(matrices: list[nn.Parameter], stage: Stage) -> torch.optim.Optimizer:
+    if not hasattr(torch.optim, "Muon"):
+        raise ValueError(
+            f"stage {stage.name!r}: muon_learning_rate needs torch 2.9 or newer, this is {torch.__version__}; "
+            "leave it out to learn by AdamW alone"
+        )
+    assert stage.muon_learning_rate is not None
+    return torch.optim.Muon(
+        matrices, lr=stage.muon_learning_rate, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+
+
+def schedule(stage: Stage, step: int) -> float:
+    """Return the factor on the learning rates at a step of the stage, counted from 0."""
     warm = stage.warmup_steps
     if step < warm:
-        return stage.learning_rate * (step + 1) / warm
+        return (step + 1) / warm
     left = (stage.steps - step) / max(1, stage.steps - warm)
-    factor = {
+    return {
         "constant": 1.0,
         "linear": left,
         "cosine": 0.5 * (1 - math.cos(math.pi * left)),
         "inverse_sqrt": math.sqrt(max(warm, 1) / max(step + 1, 1)),
     }[stage.schedule]
-    return stage.learning_rate * factor

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from osum_npu.data.loader import Position
+from osum_npu.training.optimizer import Optimizers
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def save_state(
     folder: Path,
     progress: Progress,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     device: torch.device,
     keep: int,
 ) -> Path:

@@ -158,11 +158,11 @@ class Delivery:
 
 
 def _saturate(wave: Wave, _: Generator) -> Wave:
-    return _wave(np.tanh(12 * wave))
+    return _wave(np.tanh(8 * wave))
 
 
 def _dull(wave: Wave, _: Generator) -> Wave:
-    return band(wave, 0, 1800)
+    return band(wave, 0, 2600)
 
 
 def _glide_up(wave: Wave, _: Generator) -> Wave:
@@ -171,11 +171,11 @@ def _glide_up(wave: Wave, _: Generator) -> Wave:
 
 
 def _shiver(wave: Wave, _: Generator) -> Wave:
-    return _wave(wave * (0.5 + 0.5 * np.sin(2 * np.pi * 11 * _seconds(len(wave)))))
+    return _wave(wave * (0.65 + 0.35 * np.sin(2 * np.pi * 11 * _seconds(len(wave)))))
 
 
 def _creak(wave: Wave, _: Generator) -> Wave:
-    return _wave(wave * (np.sin(2 * np.pi * 45 * _seconds(len(wave))) > 0))
+    return _wave(wave * (0.3 + 0.7 * (np.sin(2 * np.pi * 45 * _seconds(len(wave))) > 0)))
 
 
 def _bright(wave: Wave, _: Generator) -> Wave:
@@ -215,7 +215,7 @@ def _drone(wave: Wave, rng: Generator) -> Wave:
     t = _seconds(len(wave))
     base = rng.uniform(60, 80)
     bed = np.sin(2 * np.pi * base * t) + np.sin(2 * np.pi * base * 1.06 * t) + np.sin(2 * np.pi * base * 3.03 * t)
-    return _bed(wave, bed.astype(np.float32), 0.8)
+    return _bed(wave, bed.astype(np.float32), 0.6)
 
 
 def _music_box(wave: Wave, rng: Generator) -> Wave:
@@ -225,27 +225,27 @@ def _music_box(wave: Wave, rng: Generator) -> Wave:
         _decay(np.sin(2 * np.pi * f * _seconds(step)).astype(np.float32), 0.002, 0.05)
         for f in rng.choice(scale, len(wave) // step + 1)
     ]
-    return _bed(wave, np.concatenate(notes)[: len(wave)], 0.6)
+    return _bed(wave, np.concatenate(notes)[: len(wave)], 0.45)
 
 
 def _telephone(wave: Wave, _: Generator) -> Wave:
-    return band(wave, 500, 2600)
+    return band(wave, 300, 3400)
 
 
 def _room(wave: Wave, rng: Generator) -> Wave:
     tail = _decay(rng.standard_normal(int(0.35 * SAMPLE_RATE)).astype(np.float32), 0.001, 0.07)
     size = 2 ** int(np.ceil(np.log2(len(wave) + len(tail))))
     echo = np.fft.irfft(np.fft.rfft(wave, size) * np.fft.rfft(tail, size), size)[: len(wave)].astype(np.float32)
-    return _bed(wave, echo, 1.0)
+    return _bed(wave, echo, 0.7)
 
 
 def _street(wave: Wave, rng: Generator) -> Wave:
-    return _bed(wave, _noise(len(wave) / SAMPLE_RATE + 0.01, rng, 200, 3500)[: len(wave)], 0.35)
+    return _bed(wave, _noise(len(wave) / SAMPLE_RATE + 0.01, rng, 200, 3500)[: len(wave)], 0.25)
 
 
 def _hum(wave: Wave, rng: Generator) -> Wave:
     t = _seconds(len(wave))
-    return _bed(wave, np.sign(np.sin(2 * np.pi * rng.uniform(195, 205) * t)).astype(np.float32), 0.4)
+    return _bed(wave, np.sign(np.sin(2 * np.pi * rng.uniform(195, 205) * t)).astype(np.float32), 0.25)
 
 
 def _hush(wave: Wave, rng: Generator) -> Wave:

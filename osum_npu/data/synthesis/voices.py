@@ -47,22 +47,22 @@ class Voice:
         """Factor on all frequencies, from a shorter vocal tract."""
         if self.age != "child":
             return 1.0
-        return 1.45 if self.gender == "male" else 1.3
+        return 1.3 if self.gender == "male" else 1.25
 
     @property
     def pitch(self) -> int:
         """espeak-ng's pitch."""
-        return {"child": 65, "adult": 50, "old": 42}[self.age]
+        return {"child": 75, "adult": 50, "old": 42}[self.age]
 
     @property
     def pace(self) -> float:
         """Factor on the speaking rate."""
-        return 0.85 if self.age == "old" else 1.0
+        return 0.9 if self.age == "old" else 1.0
 
     @property
     def tremor(self) -> float:
         """Depth of the trembling of pitch and loudness, 0 to 1."""
-        return 0.6 if self.age == "old" else 0.0
+        return 0.45 if self.age == "old" else 0.0
 
 
 _AGES: tuple[Age, ...] = ("child", "adult", "old")

@@ -1,0 +1,24 @@
+"""What the tests of training, inference and the command line share: a tiny corpus and a model trained on it."""
+
+import pytest
+import tiny
+
+from osum_npu.training.loop import train
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Folder with train.jsonl (40 rows) and dev.jsonl (8 rows)."""
+    folder = tmp_path_factory.mktemp("corpus")
+    tiny.write_corpus(folder / "train.jsonl", 40)
+    tiny.write_corpus(folder / "dev.jsonl", 8, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(corpus, tmp_path_factory):
+    """Folder of an uninterrupted run of the tiny recipe, one thread."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    with tiny.one_thread():
+        train(tiny.recipe(corpus, out))
+    return out

@@ -1,0 +1,169 @@
+"""The plan of an epoch: nothing lost, nothing too often, nothing too long."""
+
+import math
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from osum_npu.data.plan import Example, WeightedSource, cut, plan_epoch, servable
+from osum_npu.tasks import TASKS, Utterance, missing
+
+LABELS = {task.name: task.labels[0] for task in TASKS.values() if task.labels}
+
+
+def utterance(key, duration, names=("asr",)):
+    """An utterance that can serve exactly the tasks named, and asr where it has a text."""
+    return Utterance(
+        key=key,
+        wav=f"{key}.wav",
+        duration=duration,
+        text="a" if "asr" in names else None,
+        labels={name: LABELS[name] for name in names if name in LABELS},
+        reply="b" if "chat" in names else None,
+    )
+
+
+DURATIONS = st.floats(0.05, 40)
+NAMES = st.sets(st.sampled_from(["asr", "gender", "emotion"]), max_size=3)
+WEIGHTS = st.floats(0.01, 3) | st.integers(1, 3).map(float)
+
+
+@st.composite
+def mixtures(draw):
+    return [
+        WeightedSource(
+            [
+                utterance(f"{s}-{i}", duration, names)
+                for i, (duration, names) in enumerate(draw(st.lists(st.tuples(DURATIONS, NAMES), max_size=25)))
+            ],
+            draw(WEIGHTS),
+        )
+        for s in range(draw(st.integers(1, 3)))
+    ]
+
+
+def seconds(example):
+    return example.utterance.duration
+
+
+@settings(max_examples=80, deadline=None)
+@given(mixtures(), st.floats(1, 60), st.integers(0, 3), st.integers(0, 5), st.booleans())
+def test_a_plan_keeps_its_promises(sources, budget, seed, epoch, shortest_first):
+    tasks = {"asr": 1.0, "gender": 2.0}
+    able = [u for source in sources for u in source.utterances if servable(u, tasks)]
+
+    def plan():
+        return plan_epoch(sources, tasks, batch_seconds=budget, seed=seed, epoch=epoch, shortest_first=shortest_first)
+
+    if not able:
+        if not any(round(source.weight * len(source.utterances)) for source in sources):
+            return
+        with pytest.raises(ValueError, match="no utterance of the training data carries .*asr, gender"):
+            plan()
+        return
+    counts_wanted = {}
+    for source in sources:
+        whole, part = divmod(source.weight, 1)
+        again = round(part * len(source.utterances))
+        for u in source.utterances:
+            counts_wanted[u.key] = {int(whole)} | ({int(whole) + 1} if again else set())
+            if again == len(source.utterances):
+                counts_wanted[u.key] = {int(whole) + 1}
+    try:
+        steps = plan()
+    except ValueError:  # so small a weight that none of the able ones was drawn
+        assert all(source.weight < 1 for source in sources if any(servable(u, tasks) for u in source.utterances))
+        return
+    drawn = Counter(example.utterance.key for step in steps for example in step)
+    for u in able:
+        assert drawn[u.key] in counts_wanted[u.key]
+    assert drawn.keys() <= {u.key for u in able}
+    for example in (example for step in steps for example in step):
+        assert example.task.name in tasks
+        assert not missing(example.task, example.utterance)
+    for step in steps:
+        assert [seconds(e) for e in step] == sorted(map(seconds, step), reverse=True)
+        assert len(step) * seconds(step[0]) <= budget or len(step) == 1
+    if shortest_first and epoch == 0:
+        assert [seconds(step[0]) for step in steps] == sorted(seconds(step[0]) for step in steps)
+    assert plan() == steps
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 60), st.floats(0.01, 5))
+def test_a_fractional_weight_takes_that_share(count, weight):
+    source = WeightedSource([utterance(str(i), 1.0) for i in range(count)], weight)
+    steps = plan_epoch([source, WeightedSource([utterance("x", 1.0)])], {"asr": 1}, batch_seconds=9, seed=0, epoch=0)
+    drawn = Counter(example.utterance.key for step in steps for example in step)
+    assert drawn.pop("x") == 1
+    assert abs(drawn.total() - weight * count) <= 0.5 + 1e-9
+    assert set(drawn.values()) <= {math.floor(weight), math.ceil(weight), round(weight)}
+
+
+def corpus(count=400):
+    return [WeightedSource([utterance(str(i), 1 + i % 7, ("asr", "gender", "emotion")) for i in range(count)], 1.5)]
+
+
+def keys(steps):
+    return [[example.utterance.key for example in step] for step in steps]
+
+
+def test_seed_and_epoch_decide_the_order_and_who_comes_again():
+    plans = {
+        (seed, epoch): plan_epoch(corpus(), {"asr": 1, "gender": 1}, batch_seconds=20, seed=seed, epoch=epoch)
+        for seed in (0, 1)
+        for epoch in (0, 1, 2)
+    }
+    assert len({str(keys(steps)) for steps in plans.values()}) == len(plans)
+    again = [Counter(k for step in keys(steps) for k in step) for steps in plans.values()]
+    assert len({frozenset(k for k, n in counts.items() if n == 2) for counts in again}) == len(plans)
+    first, second = (dict(zip(keys(plans[0, e])[0], plans[0, e][0], strict=True)) for e in (0, 1))
+    assert first.keys() != second.keys()
+
+
+def test_tasks_are_drawn_in_proportion_to_their_weights():
+    tasks = {"asr": 1.0, "gender": 2.0, "emotion": 5.0}
+    steps = plan_epoch(corpus(4000), tasks, batch_seconds=100, seed=0, epoch=0)
+    drawn = Counter(example.task.name for step in steps for example in step)
+    for name, weight in tasks.items():
+        share, n = weight / 8, drawn.total()
+        assert abs(drawn[name] - share * n) < 5 * math.sqrt(n * share * (1 - share))
+
+
+def test_a_task_is_drawn_only_where_its_labels_are():
+    sources = [WeightedSource([utterance("a", 1, ("asr",)), utterance("g", 1, ("gender",)), utterance("n", 1, ())])]
+    seen = {
+        (example.utterance.key, example.task.name)
+        for epoch in range(20)
+        for step in plan_epoch(sources, {"asr": 1, "gender": 9}, batch_seconds=5, seed=0, epoch=epoch)
+        for example in step
+    }
+    assert seen == {("a", "asr"), ("g", "gender")}
+
+
+def test_steps_hold_utterances_of_similar_length():
+    """Padding stays small, though the plan is random."""
+    sources = [WeightedSource([utterance(str(i), 0.5 + (i * 7919 % 1000) / 100) for i in range(3000)])]
+    steps = plan_epoch(sources, {"asr": 1}, batch_seconds=60, seed=0, epoch=0)
+    padded = sum(len(step) * seconds(step[0]) for step in steps)
+    sound = sum(map(seconds, (example for step in steps for example in step)))
+    assert sound / padded > 0.9
+    assert sound / (60 * len(steps)) > 0.8
+    firsts = [seconds(step[0]) for step in steps]
+    assert firsts not in (sorted(firsts), sorted(firsts, reverse=True))
+
+
+@given(st.lists(st.floats(0.1, 20), max_size=40), st.floats(0.5, 60))
+def test_micro_batches_hold_all_and_keep_the_budget(durations, budget):
+    falling = sorted(durations, reverse=True)
+    examples = [Example(utterance(str(i), d), TASKS["asr"]) for i, d in enumerate(falling)]
+    groups = cut(examples, budget)
+    assert [example for group in groups for example in group] == examples
+    for group in groups:
+        assert group
+        assert len(group) * seconds(group[0]) <= budget or len(group) == 1
+    for group, following in zip(groups, groups[1:], strict=False):  # no group could have taken one more
+        assert following
+        assert (len(group) + 1) * seconds(group[0]) > budget

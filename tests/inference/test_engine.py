@@ -1,0 +1,185 @@
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import nn
+
+from osum_npu.checkpoints.model_directory import save_model
+from osum_npu.inference import engine as module
+from osum_npu.inference.engine import Engine
+from osum_npu.models.adapters import OsumAdapterConfig
+from osum_npu.models.speech_llm import SpeechLLM, make_config
+from osum_npu.models.tokenizer import train_tokenizer
+from osum_npu.models.whisper import WhisperEncoderConfig
+from osum_npu.tasks import TASKS, Utterance, default_prompt, read
+
+ASR, GENDER = TASKS["asr"], TASKS["gender"]
+TEXTS = ["one two three four five six seven eight nine ten", "red green blue", "north south east west", "今天天气很好"]
+TOKENIZER = train_tokenizer(TEXTS * 2, ["<male>", "<female>", "<0.10>", "<0.42>"], 380)
+LONGEST = 2.0
+
+
+def make():
+    """A small model with loud weights, so that what it says depends on what it hears, and on what it is asked."""
+    torch.manual_seed(0)
+    llm = {
+        "model_type": "qwen2",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": len(TOKENIZER),
+        "tie_word_embeddings": False,
+    }
+    encoder = WhisperEncoderConfig(width=32, layers=1, heads=2, max_frames=round(50 * LONGEST))
+    adapter = OsumAdapterConfig(layers=1, heads=2, feed_forward=48, max_positions=30)
+    model = SpeechLLM(make_config(encoder, adapter, llm, None))
+    for name, parameter in model.named_parameters():
+        norm = parameter.ndim == 1 and name.endswith("weight")
+        deviation = 0.1 if parameter.ndim == 1 else 1.5 * parameter[0].numel() ** -0.5
+        nn.init.normal_(parameter, mean=float(norm), std=deviation)
+    with torch.no_grad():
+        model.llm.lm_head.weight[TOKENIZER.eos_token_id] *= 2  # some answers end early
+    return model
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch):
+    monkeypatch.setitem(module.GREEDY, "max_new_tokens", 12)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine(make(), TOKENIZER, torch.device("cpu"), batch_seconds=20.0)
+
+
+@pytest.fixture(scope="module")
+def utterances(tmp_path_factory):
+    """A hundred sounds of 0.02 to 1.9 s, of all pitches and loudnesses, in no order."""
+    folder, rng = tmp_path_factory.mktemp("waves"), np.random.default_rng(0)
+    made = []
+    for i in range(100):
+        t = np.arange(rng.integers(320, 30400)) / 16000
+        pitch, glide = rng.uniform(80, 2000), rng.uniform(-300, 300)
+        wave = np.sin(2 * np.pi * (pitch * t + glide * t**2)) + rng.uniform(0, 0.5) * rng.normal(size=t.size)
+        path = folder / f"{i}.wav"
+        soundfile.write(path, rng.uniform(0.05, 0.5) * wave, 16000)
+        made.append(Utterance(key=f"u{i}", wav=str(path), duration=t.size / 16000))
+    return made
+
+
+def write(path, wave):
+    soundfile.write(path, wave, 16000, subtype="FLOAT")
+    return str(path)
+
+
+def test_a_hundred_at_once_answer_as_one_by_one(engine, utterances):
+    together = list(engine.answer(utterances, [ASR]))
+    assert [result.utterance for result in together] == utterances
+    for result, utterance in zip(together, utterances):
+        (alone,) = engine.answer([utterance], [ASR])
+        assert alone == result
+    texts = [result.raw["asr"] for result in together]
+    assert len(set(texts)) > 50, "the answers are too alike to tell anything"
+    assert min(map(len, texts)) < 3 < max(map(len, texts)), "no answer of a batch ends before another"
+
+
+@pytest.mark.parametrize("batch_seconds", [1.0, 1000.0], ids=["many windows", "one batch"])
+@pytest.mark.parametrize("known", [True, False], ids=["lengths known", "lengths unknown"])
+def test_answers_do_not_depend_on_the_batches(engine, utterances, batch_seconds, known):
+    some = utterances[:40] if known else [Utterance(key=u.key, wav=u.wav) for u in utterances[:40]]
+    other = Engine(engine.model, TOKENIZER, torch.device("cpu"), batch_seconds=batch_seconds)
+    raw = [result.raw for result in other.answer(some, [ASR])]
+    assert raw == [result.raw for result in engine.answer(utterances[:40], [ASR])]
+
+
+def test_what_cannot_be_read_is_told_and_the_rest_is_answered(engine, utterances, tmp_path):
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.wav").write_text("this is no sound", "utf-8")
+    (tmp_path / "cut.wav").write_bytes((tmp_path / utterances[0].wav).read_bytes()[:400])
+    (tmp_path / "folder.wav").mkdir()
+    bad = {
+        "missing.wav": "No such file",
+        "empty.wav": "it is empty",
+        "text.wav": "broken or in no known format",
+        "cut.wav": "the file is cut off",
+        "folder.wav": "directory",
+        write(tmp_path / "long.wav", np.zeros(33000)): "longer than the allowed 2 s",
+        write(tmp_path / "short.wav", np.zeros(150)): "too short",
+        write(tmp_path / "nan.wav", np.full(5000, np.nan)): "5000 samples are NaN",
+    }
+    mixed, reasons = [], {}
+    for i, (name, reason) in enumerate(bad.items()):
+        mixed += [Utterance(key=f"bad{i}", wav=str(tmp_path / name)), utterances[i]]
+        reasons[f"bad{i}"] = (str(tmp_path / name), reason)
+    mixed.append(Utterance(key="outside", wav=utterances[0].wav, start=50.0))
+    reasons["outside"] = (utterances[0].wav, "start 50 s lies outside the sound")
+
+    results = list(engine.answer(mixed, [ASR]))
+    assert [result.utterance for result in results] == mixed
+    for result in results:
+        key = result.utterance.key
+        if key in reasons:
+            path, reason = reasons[key]
+            assert path in result.error
+            assert reason in result.error
+            assert result.answers == result.raw == {}
+            assert result.as_json() == {"key": key, "wav": path, "error": result.error}
+    good = [result for result in results if result.error is None]
+    assert good == list(engine.answer([u for u in mixed if u.key.startswith("u")], [ASR]))
+
+
+def test_only_broken_ones_and_none_at_all(engine, tmp_path):
+    missing = Utterance(key="a", wav=str(tmp_path / "a.wav"))
+    assert [bool(result.error) for result in engine.answer([missing, missing], [ASR])] == [True, True]
+    assert list(engine.answer([], [ASR])) == []
+
+
+def test_several_tasks_take_one_pass_through_the_encoder(engine, utterances):
+    some, passes = utterances[:8], []
+    handle = engine.model.encoder.register_forward_hook(lambda *_: passes.append(1))
+    together = list(engine.answer(some, list(TASKS.values())))
+    handle.remove()
+    assert len(passes) == 1
+    for name, task in TASKS.items():
+        alone = [result.raw[name] for result in engine.answer(some, [task])]
+        assert [result.raw[name] for result in together] == alone
+    said = [tuple(result.raw.values()) for result in together]
+    assert any(len(set(one)) > 1 for one in said), "the prompt changes no answer"
+    for result in together:
+        assert result.answers == {name: read(task, result.raw[name]) for name, task in TASKS.items()}
+        row = json.loads(json.dumps(result.as_json(), ensure_ascii=False))
+        assert row["key"] == result.utterance.key
+        assert row["duration"] == pytest.approx(result.utterance.duration, abs=1e-4)
+        assert row["results"].keys() == TASKS.keys()
+
+
+def test_a_row_s_own_prompt_is_used(engine, utterances):
+    def ask(prompt):
+        rows = [Utterance(key=u.key, wav=u.wav, prompt=prompt) for u in utterances[:10]]
+        return [result.raw["gender"] for result in engine.answer(rows, [GENDER])]
+
+    assert ask(None) == ask(default_prompt(GENDER)) != ask("north south?")
+
+
+def test_a_span_of_a_file_is_answered_as_a_file_of_its_own(engine, tmp_path):
+    wave = np.random.default_rng(3).normal(size=24000) / 10
+    whole = write(tmp_path / "whole.wav", wave)
+    part = write(tmp_path / "part.wav", wave[8000:20000])
+    span = Utterance(key="a", wav=whole, start=0.5, end=1.25)
+    (one,), (other,) = engine.answer([span], [ASR]), engine.answer([Utterance(key="b", wav=part)], [ASR])
+    assert one.raw == other.raw
+    assert one.seconds == other.seconds == 0.75
+
+
+def test_a_model_directory_is_loaded_onto_the_chosen_backend(engine, utterances, tmp_path, monkeypatch):
+    monkeypatch.setenv("OSUM_BACKEND", "cpu")
+    save_model(make(), TOKENIZER, tmp_path / "model", "")
+    loaded = Engine.load(tmp_path / "model")
+    assert loaded.longest == LONGEST
+    assert not loaded.model.training
+    raw = [result.raw for result in loaded.answer(utterances[:20], [ASR])]
+    assert raw == [result.raw for result in engine.answer(utterances[:20], [ASR])]

@@ -1,0 +1,466 @@
+"""What learns in a stage, from what, how fast; and what happens to data that cannot be used."""
+
+import json
+import math
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from osum_npu.checkpoints.model_directory import load_model
+from osum_npu.config import RecipeError
+from osum_npu.data.loader import Position, steps
+from osum_npu.data.sources import read_source
+from osum_npu.models.lora import LoraSettings
+from osum_npu.models.speech_llm import SpeechLLM, SpeechLLMConfig
+from osum_npu.parity import relative_error
+from osum_npu.tasks import Utterance
+from osum_npu.training.build import build, new_tokenizer, spelling_units
+from osum_npu.training.log import read_log
+from osum_npu.training.loop import _Run, train
+from osum_npu.training.optimizer import Optimizers, freeze, part_of, schedule
+from osum_npu.training.state import checkpoints
+
+ONE_STAGE = "stages=[{name: all, trainable: [encoder, ctc, adapter, llm, lora], steps: 3, learning_rate: 3e-3}]"
+TINY_PARTS = {
+    "encoder": {"width": 8, "layers": 1, "heads": 1},
+    "adapter": {"layers": 1, "heads": 1, "feed_forward": 8},
+    "llm": {
+        "model_type": "qwen2",
+        "vocab_size": 9,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+    },
+}
+MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon needs torch 2.9")
+STILL = tuple(f"model.{part}.dropout=0" for part in ("encoder", "adapter", "lora"))
+"""Without dropout, so that a batch gives the same numbers every time."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with tiny.one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def utterances(corpus):
+    return read_source(corpus / "train.jsonl", 30)[0]
+
+
+def losses(out, name="loss"):
+    return [row[name] for row in read_log(out / "log.jsonl") if name in row]
+
+
+def rows(out):
+    return [row for row in read_log(out / "log.jsonl") if "learning_rate" in row]
+
+
+# -- the run as a whole
+
+
+def test_the_losses_fall(finished):
+    spelled, said = losses(finished, "ctc_loss"), losses(finished)
+    assert spelled[-1] < 0.5 * spelled[0]
+    assert said[-1] < 0.95 * said[0]
+    assert losses(finished, "dev_loss")[-1] < said[0]
+    assert all(map(math.isfinite, spelled + said))
+
+
+def test_longer_training_learns_the_tones(corpus, tmp_path):
+    """Sixty steps of a second are enough to hear whether a tone is rich or pure, on utterances never trained on."""
+    stage = "{name: all, trainable: [encoder, adapter, llm], steps: 60, learning_rate: 5e-3, batch_seconds: 12}"
+    overrides = [f"stages=[{stage}]", "stages.0.tasks={gender: 1}", "dev_every=60", "model.ctc=false", *STILL]
+    train(tiny.recipe(corpus, tmp_path / "run", *overrides))
+    assert losses(tmp_path / "run")[-1] < 0.6 * losses(tmp_path / "run")[0]
+
+
+def test_the_finished_folder_is_a_model(finished, corpus):
+    model, tokenizer = load_model(finished / "model")
+    assert not list(finished.rglob("*.part"))
+    assert (finished / "model" / "README.md").read_text("utf-8").count("kind: random") == 1
+    newest = torch.load(checkpoints(finished / "checkpoints")[-1] / "state.pt", weights_only=True)["model"]
+    assert newest.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, newest[name]) for name, tensor in model.state_dict().items())
+    assert {*"doremifasola好天"} <= set(model.config.ctc_units)
+    assert tokenizer.decode(tokenizer("do re").input_ids).strip() == "do re"
+
+
+def test_the_seed_decides_the_weights(corpus, tmp_path, utterances):
+    models = [build(tiny.recipe(corpus, tmp_path / "r", f"seed={seed}"), utterances)[0] for seed in (0, 0, 1)]
+    first, same, other = ([p.detach() for p in model.parameters()] for model in models)
+    assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_labels_and_time_stamps_are_one_token_each(corpus, tmp_path, utterances):
+    recipe = tiny.recipe(corpus, tmp_path / "r")
+    tokenizer = new_tokenizer(recipe.model.llm, utterances)
+    for text in ("<male>", "<throat clearing>", "<新闻科普>", "<开始回答>", "<0.00>", "<0.02>", "<2.00>"):
+        assert len(tokenizer(text, add_special_tokens=False).input_ids) == 1, text
+    assert len(tokenizer("<2.02>", add_special_tokens=False).input_ids) > 1  # longest_stamp is 2 s
+
+
+def test_ctc_spells_frequent_words_as_a_whole_and_all_others_by_character(corpus, tmp_path):
+    often, seldom = Utterance(key="a", wav="a", text="Hello 你好"), Utterance(key="b", wav="b", text="held")
+    units = spelling_units([*[often] * 1000, seldom, Utterance(key="c", wav="c")])
+    assert units == sorted({"hello", *"hello你好d"})
+    model = SpeechLLM(SpeechLLMConfig(**TINY_PARTS, ctc_units=units))
+    spelled = [units[i] for i in model.ctc_targets("hello held你x")]
+    assert spelled == ["hello", *"held", "你"]
+    assert model.ctc_head.out_features == len(units) + 1
+
+
+# -- what learns
+
+
+@pytest.mark.parametrize("part", ["encoder", "adapter", "llm", "lora", "ctc"])
+def test_a_stage_trains_its_parts_and_no_other(part, corpus, tmp_path, utterances):
+    recipe = tiny.recipe(corpus, tmp_path / "run", ONE_STAGE, f"stages.0.trainable=[{part}]", "stages.0.ctc_weight=0.5")
+    before = build(recipe, utterances)[0].state_dict()
+    after = load_model(train(recipe))[0].state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    trained = {name for name, _ in build(recipe, utterances)[0].named_parameters() if part_of(name) == part}
+    assert changed <= trained
+    assert len(changed) > 0.9 * len(trained)
+    assert trained
+
+
+def test_parts_are_told_apart_by_name(corpus, tmp_path, utterances):
+    model, _ = build(tiny.recipe(corpus, tmp_path / "r"), utterances)
+    parts = {part_of(name) for name, _ in model.named_parameters()}
+    assert parts == {"encoder", "adapter", "llm", "lora", "ctc"}
+    assert part_of("marks") == "adapter"
+    lora = [name for name, _ in model.named_parameters() if part_of(name) == "lora"]
+    targets = LoraSettings().targets
+    assert len(lora) == 2 * len(targets) * 2  # A and B of each target in two layers
+    assert all(name.startswith("llm.") for name in lora)
+
+
+def test_llm_weight_0_leaves_adapter_and_llm_out(corpus, tmp_path, utterances):
+    recipe = tiny.recipe(corpus, tmp_path / "run", ONE_STAGE, "stages.0.llm_weight=0", "stages.0.ctc_weight=1")
+    before = build(recipe, utterances)[0].state_dict()
+    after = load_model(train(recipe))[0].state_dict()
+    changed = {part_of(name) for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"encoder", "ctc"}
+    assert losses(tmp_path / "run") == []
+
+
+def test_vectors_are_not_decayed_and_rates_follow_the_factor(corpus, tmp_path, utterances):
+    changes = ("stages.1.weight_decay=0.5", "stages.1.betas=[0.8, 0.9]")
+    recipe = tiny.recipe(corpus, tmp_path / "r", *changes)
+    model, _ = build(recipe, utterances)
+    parameters = freeze(model, recipe.stages[1])
+    optimizers = Optimizers(model, recipe.stages[1])
+    groups = [group for one in optimizers.all for group in one.param_groups]
+    assert {id(p) for group in groups for p in group["params"]} == set(map(id, parameters))
+    assert sum(len(group["params"]) for group in groups) == len(parameters)
+    for group in groups:
+        assert group["betas"] == (0.8, 0.9)
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0.5 if parameter.ndim > 1 else 0)
+    optimizers.step(0.25)
+    assert {group["lr"] for group in groups} == {recipe.stages[1].learning_rate / 4}
+
+
+@MUON
+def test_muon_takes_hidden_matrices_alone(corpus, tmp_path, utterances):
+    recipe = tiny.recipe(corpus, tmp_path / "r", "stages.1.muon_learning_rate=0.02")
+    model, _ = build(recipe, utterances)
+    parameters = freeze(model, recipe.stages[1])
+    adamw, muon = Optimizers(model, recipe.stages[1]).all
+    names = {id(p): name for name, p in model.named_parameters()}
+    taken = [names[id(p)] for group in muon.param_groups for p in group["params"]]
+    left = [names[id(p)] for group in adamw.param_groups for p in group["params"]]
+    assert sorted(taken + left) == sorted(names[id(p)] for p in parameters)
+    shapes = dict(model.named_parameters())
+    assert all(shapes[name].ndim == 2 for name in taken)
+    assert not any(word in name for name in taken for word in ("embed_tokens", "lm_head", "ctc_head", "lora", "marks"))
+    hidden = ("q_proj", "up_proj", "attn.query.weight", "mlp.0.weight", "adapter.projection.weight")
+    assert all(any(word in name for name in taken) for word in hidden)
+
+
+# -- micro batches
+
+
+def gradients(recipe, out, step):
+    run = _Run(recipe, out)
+    freeze(run.model, recipe.stages[0])
+    run.model.train()
+    found = run._backward(recipe.stages[0], step(run))
+    return {name: loss.item() for name, loss in found.items()}, {
+        name: parameter.grad for name, parameter in run.model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("micro", [0.5, 3.0, 7.0])
+def test_micro_batches_add_up_to_the_whole(micro, corpus, tmp_path):
+    recipe = tiny.recipe(
+        corpus, tmp_path / "run", ONE_STAGE, "stages.0.ctc_weight=0.5", "stages.0.batch_seconds=15", *STILL
+    )
+    stage = recipe.stages[0]
+
+    def first_step(micro_batch_seconds):
+        def step(run):
+            return next(
+                steps(
+                    run.train_sources,
+                    {"asr": 1, "gender": 1, "timestamps": 1},
+                    run._collator(stage),
+                    batch_seconds=stage.batch_seconds,
+                    micro_batch_seconds=micro_batch_seconds,
+                )
+            )
+
+        return step
+
+    whole_losses, whole = gradients(recipe, tmp_path / "run", first_step(None))
+    losses_, pieces = gradients(recipe, tmp_path / "run", first_step(micro))
+    assert losses_ == pytest.approx(whole_losses, rel=1e-5)
+    scale = math.sqrt(sum(float(g.square().sum()) for g in whole.values()) / sum(g.numel() for g in whole.values()))
+    for name, gradient in whole.items():
+        if gradient.square().mean().sqrt() > 1e-3 * scale:  # a key's bias has no gradient but rounding
+            assert relative_error(pieces[name], gradient) < 1e-4, name
+        assert (pieces[name] - gradient).abs().max() < 1e-5 * max(1, scale / 1e-2), name
+
+
+def test_micro_batches_log_the_same_numbers(corpus, tmp_path):
+    overrides = (ONE_STAGE, "stages.0.ctc_weight=0.5", "stages.0.batch_seconds=15", *STILL)
+    train(tiny.recipe(corpus, tmp_path / "whole", *overrides))
+    train(tiny.recipe(corpus, tmp_path / "micro", *overrides, "stages.0.micro_batch_seconds=3"))
+    for one, other in zip(rows(tmp_path / "whole"), rows(tmp_path / "micro"), strict=True):
+        for name in ("loss", "ctc_loss", "gradient_norm"):
+            assert other[name] == pytest.approx(one[name], rel=1e-4)
+    first, second = (rows(tmp_path / name)[0] for name in ("whole", "micro"))
+    for name in ("loss", "ctc_loss", "gradient_norm"):
+        assert second[name] == pytest.approx(first[name], rel=1e-5)
+
+
+# -- learning rates
+
+
+@pytest.fixture(scope="module")
+def stage(corpus, tmp_path_factory):
+    path = tmp_path_factory.mktemp("stage") / "r"
+
+    def make(name, steps, warmup, rate=0.4):
+        how_fast = f"steps: {steps}, learning_rate: {rate}, warmup_steps: {warmup}, schedule: {name}"
+        return tiny.recipe(corpus, path, f"stages=[{{name: s, trainable: [llm], {how_fast}}}]").stages[0]
+
+    return make
+
+
+def test_warmup_lr_of_the_original(stage):
+    """Its scheduler gives its first step the rate of the second one too; ours does not wait."""
+    recorded = json.loads(Path(__file__).with_name("warmup_lr.json").read_text("utf-8"))
+    made = stage("inverse_sqrt", 20000, recorded["warmup_steps"], recorded["base_lr"])
+    for done, rate in recorded["after_n_optimizer_steps"]:
+        if done:
+            assert made.learning_rate * schedule(made, done - 1) == pytest.approx(rate, rel=1e-9)
+
+
+@pytest.mark.parametrize(("steps_", "warm"), [(10, 0), (10, 4), (10, 1), (1, 0), (5, 5), (3, 9)])
+def test_schedules_by_hand(stage, steps_, warm):
+    for step in range(steps_):
+        rise = 0.4 * (step + 1) / warm if step < warm else None
+        fallen = (step - warm) / max(1, steps_ - warm)
+        by_hand = {
+            "constant": 0.4,
+            "linear": 0.4 * (1 - fallen),
+            "cosine": 0.4 * (1 + math.cos(math.pi * fallen)) / 2,
+            "inverse_sqrt": 0.4 * (max(warm, 1) / (step + 1)) ** 0.5,
+        }
+        for name, rate in by_hand.items():
+            made = stage(name, steps_, warm)
+            got = made.learning_rate * schedule(made, step)
+            assert got == pytest.approx(rate if rise is None else rise, rel=1e-9)
+            assert 0 < got <= 0.4 + 1e-12
+
+
+def test_the_log_tells_the_rate_that_was_used(corpus, finished):
+    recipe = tiny.recipe(corpus, finished)
+    want = [stage.learning_rate * schedule(stage, step) for stage in recipe.stages for step in range(stage.steps)]
+    assert [row["learning_rate"] for row in rows(finished)] == pytest.approx(want, rel=1e-12)
+
+
+# -- a model that is there already
+
+
+def test_a_saved_model_trains_on(corpus, finished, tmp_path):
+    saved = f"model={{kind: saved, path: {finished / 'model'}}}"
+    out = tmp_path / "more"
+    train(tiny.recipe(corpus, out, saved))
+    assert rows(out)[0]["ctc_loss"] < 0.6 * rows(finished)[0]["ctc_loss"]
+    assert losses(out)[0] < 0.97 * losses(finished)[0]
+    before, after = (load_model(path / "model")[0].state_dict() for path in (finished, out))
+    assert before.keys() == after.keys()
+    assert (finished / "model" / "tokenizer.json").read_bytes() == (out / "model" / "tokenizer.json").read_bytes()
+
+
+def test_lora_is_added_to_a_saved_model_without_it(corpus, tmp_path):
+    plain, out = tmp_path / "plain", tmp_path / "lora"
+    train(tiny.recipe(corpus, plain, "model.lora=null", "stages.2.trainable=[llm]"))
+    saved = f"model={{kind: saved, path: {plain / 'model'}, lora: {{rank: 2}}}}"
+    stage = "stages=[{name: tune, trainable: [lora], steps: 3, learning_rate: 1e-2}]"
+    train(tiny.recipe(corpus, out, saved, stage))
+    before, after = (load_file(path / "model" / "model.safetensors") for path in (plain, out))
+    layers = {name: name.replace(".base_layer", "") for name in after}
+    assert {layers[name] for name in after} == before.keys()
+    assert all(torch.equal(tensor, before[layers[name]]) for name, tensor in after.items())
+    lora = load_file(out / "model" / "adapter_model.safetensors")
+    assert all(tensor.any() for tensor in lora.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ("stages.2.trainable=[lora]", "stage 'tune' needs lora, which this model does not have"),
+        ("stages.2.ctc_weight=1", "stage 'tune' needs ctc, which this model does not have"),
+    ],
+)
+def test_a_part_that_is_not_there_is_missed_before_the_first_step(change, fault, corpus, tmp_path):
+    plain = tmp_path / "plain"
+    without = ("model.lora=null", "model.ctc=false", ONE_STAGE, "stages.0.trainable=[llm]")
+    train(tiny.recipe(corpus, plain, *without))
+    stage = "{{name: {}, trainable: [llm], steps: 1, learning_rate: 1e-3}}"
+    stages = f"stages=[{', '.join(map(stage.format, ('a', 'b', 'tune')))}]"
+    saved = f"model={{kind: saved, path: {plain / 'model'}}}"
+    with pytest.raises(ValueError, match=fault):
+        train(tiny.recipe(corpus, tmp_path / "run", saved, stages, change))
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+# -- data
+
+
+def test_tasks_that_nothing_can_serve_are_missed_before_the_first_step(corpus, tmp_path):
+    bare = tmp_path / "bare.jsonl"
+    lines = [json.loads(line) for line in (corpus / "train.jsonl").read_text("utf-8").splitlines()]
+    bare.write_text(
+        "".join(
+            json.dumps({"key": row["key"], "wav": str(corpus / row["wav"]), "txt": row["txt"]}) + "\n" for row in lines
+        )
+    )
+    words = (f"data.train.tones.path={bare}", "stages.2.tasks={gender: 1, SER: 1}")
+    with pytest.raises(ValueError, match=r"stage 'tune': no utterance .* tasks: gender, emotion"):
+        train(tiny.recipe(corpus, tmp_path / "run", *words))
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+    # dev data that cannot serve a stage is no fault: that stage has no dev loss
+    train(tiny.recipe(corpus, tmp_path / "dev", f"data.dev.tones.path={bare}", "stages.2.tasks={gender: 1}"))
+    assert [row["step"] for row in read_log(tmp_path / "dev" / "log.jsonl") if "dev_loss" in row] == [4, 8, 12]
+
+
+def broken_corpus(corpus, folder):
+    """The good rows, and others whose faults only show when the sound is read."""
+    rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text("utf-8").splitlines()]
+    for row in rows:
+        row["wav"] = str(corpus / row["wav"])
+    (folder / "text.wav").write_text("no sound")
+    (folder / "empty.wav").touch()
+    soundfile.write(folder / "nan.wav", np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT")
+    soundfile.write(folder / "long.wav", 0.1 * np.ones(16000 * 6), 16000)
+    whole = Path(rows[0]["wav"]).read_bytes()
+    (folder / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    bad = [
+        {"key": name, "wav": str(folder / f"{name}.wav"), "txt": "do re", "duration": 1.0}
+        for name in ("text", "empty", "nan", "cut", "gone", "long")
+    ]
+    bad += [{**row, "key": f"{row['key']}-probe", "duration": None} for row in bad]
+    typo = {"key": "typo", "wav": "x.wav", "gendr": "male"}
+    with (folder / "mixed.jsonl").open("w", encoding="utf-8") as file:
+        for row in (*bad[:7], *rows, typo, *bad[7:]):
+            file.write(json.dumps(row) + "\n")
+        file.write('{"key": "torn"')
+    return folder / "mixed.jsonl", {"typo", *(row["key"] for row in bad)}
+
+
+def test_broken_data_costs_itself_alone_and_is_named(corpus, tmp_path):
+    manifest, names = broken_corpus(corpus, tmp_path)
+    out = tmp_path / "run"
+    stage = "{name: all, trainable: [adapter], steps: 6, learning_rate: 1e-3, batch_seconds: 12}"
+    train(tiny.recipe(corpus, out, f"stages=[{stage}]", f"data.train.tones={{path: {manifest}}}"))
+    assert rows(out)[-1]["epoch"] >= 1  # all of it has been read
+    assert all(map(math.isfinite, losses(out)))
+    lines = (out / "skipped.txt").read_text("utf-8").splitlines()
+    assert len(lines) == len(set(lines)) == len(names) + 1
+    for name in names:
+        assert [line for line in lines if f"{name}: " in line], (name, lines)
+    assert [line for line in lines if f"{manifest}:{len(names) + 40 + 1}: no JSON" in line]
+
+
+def test_names_of_what_was_skipped_survive_a_kill(corpus, tmp_path, monkeypatch):
+    manifest, names = broken_corpus(corpus, tmp_path)
+    stage = "{name: all, trainable: [adapter], steps: 6, learning_rate: 1e-3, batch_seconds: 12}"
+    recipe = tiny.recipe(corpus, tmp_path / "run", f"stages=[{stage}]", f"data.train.tones={{path: {manifest}}}")
+    original = _Run._backward
+    seen = []
+
+    def killed_at_the_last_step(run, stage, step):
+        seen.append(step.after)
+        if step.after == Position(1, 0) or len(seen) == 6:
+            monkeypatch.setattr(_Run, "_report_skipped", lambda run: None)  # a kill leaves no time for it
+            raise KeyboardInterrupt
+        return original(run, stage, step)
+
+    monkeypatch.setattr(_Run, "_backward", killed_at_the_last_step)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe)
+    monkeypatch.undo()
+    train(recipe)
+    lines = (tmp_path / "run" / "skipped.txt").read_text("utf-8")
+    assert all(f"{name}: " in line for name in names for line in [lines])
+
+
+def test_sound_longer_than_the_encoder_takes_is_skipped(corpus, tmp_path):
+    """The limit of a model counts as much as that of the recipe."""
+    out = tmp_path / "run"
+    train(tiny.recipe(corpus, out, ONE_STAGE, "model.encoder.max_frames=32", "stages.0.steps=6"))
+    skipped = (out / "skipped.txt").read_text("utf-8").splitlines()
+    assert skipped
+    assert all("is longer than the allowed 0.64 s" in line for line in skipped)
+    assert len(losses(out)) == 6
+
+
+def test_an_epoch_that_loses_all_its_sound_ends_in_words(corpus, tmp_path):
+    manifest = tmp_path / "lost.jsonl"
+    manifest.write_text("".join(json.dumps({"key": f"k{i}", "wav": "gone.wav", "txt": "do"}) + "\n" for i in range(3)))
+    with pytest.raises(ValueError, match=r"lost\.jsonl: none of its rows can be used; first: .*gone\.wav"):
+        train(tiny.recipe(corpus, tmp_path / "run", f"data.train.tones.path={manifest}"))
+
+
+def test_missing_manifests_are_listed_together(corpus, tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        train(tiny.recipe(corpus, tmp_path / "run", "data.train.tones.path=a.jsonl", "data.dev.more.path=b.jsonl"))
+    assert len(caught.value.faults) == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_explode_end_the_run_in_words(corpus, tmp_path):
+    """Infinite gradients are left out of the update, and a run of nothing else gives up."""
+    folder = train(tiny.recipe(corpus, tmp_path / "plain", ONE_STAGE))
+    from safetensors.torch import save_file
+
+    state = load_file(folder / "model.safetensors")
+    state["adapter.projection.weight"][0, 0] = float("nan")
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    words = (f"model={{kind: saved, path: {folder}}}", ONE_STAGE, "stages.0.steps=30", "stages.0.batch_seconds=3")
+    with pytest.raises(ValueError, match="had no finite gradient: lower learning_rate"):
+        train(tiny.recipe(corpus, tmp_path / "run", *words))
+
+
+def test_batches_of_a_run_come_from_the_plan(corpus, utterances, tmp_path):
+    """Positions in the log are those of the loader."""
+    recipe = tiny.recipe(corpus, tmp_path / "run", ONE_STAGE, "stages.0.steps=9", "stages.0.batch_seconds=12")
+    train(recipe)
+    run = _Run(recipe, tmp_path / "run")
+    stage = recipe.stages[0]
+    feed = steps(run.train_sources, stage.tasks, run._collator(stage), batch_seconds=stage.batch_seconds)
+    assert [row["epoch"] for row in rows(tmp_path / "run")] == [step.after.epoch for step in islice(feed, 9)]
