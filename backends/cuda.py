@@ -11,5 +11,5 @@ CUDA = Backend(
     ops="osum_npu_ops.cuda",
     dtypes=(torch.bfloat16, torch.float16, torch.float32),
     priority=10,
-    mend="Install a CUDA build of torch (https://pytorch.org/get-started/locally) and see that nvidia-smi lists a GPU.",
+    mend="Install a CUDA build of torch and see that nvidia-smi lists a GPU.",
 )

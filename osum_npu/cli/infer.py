@@ -33,12 +33,15 @@ def run(args: argparse.Namespace) -> int:
     """Answer; return 1 if some input could not be used, which is named."""
     tasks = read_tasks(args)
     utterances, faults = gather(args.input)
+    total = len(utterances) + len(faults)
     from tqdm import tqdm
 
     from osum_npu.inference.engine import Engine
 
     engine = Engine.load(args.model)
     part = f"{args.out}.part" if args.out else None
+    if part:
+        Path(part).parent.mkdir(parents=True, exist_ok=True)
     with open(part, "w", encoding="utf-8") if part else nullcontext(sys.stdout) as out:
         for result in tqdm(
             engine.answer(utterances, tasks), "infer", len(utterances), unit="file", disable=not args.out
@@ -51,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     for fault in faults:
         print(f"skipped: {fault}", file=sys.stderr)
     if faults:
-        print(f"{len(faults)} of {len(utterances) + len(faults)} inputs skipped or unreadable", file=sys.stderr)
+        print(f"{len(faults)} of {total} inputs skipped or unreadable", file=sys.stderr)
     return 1 if faults else 0
 
 

@@ -46,20 +46,19 @@ def train(recipe: Recipe) -> Path:
         RecipeError: a file that the recipe needs is missing, or ``out`` holds another recipe's run.
         ValueError: the backend cannot run here, or the data cannot be used.
     """
-    out = Path(recipe.out)
-    if faults := missing_files(recipe) + _claim(out, recipe):
+    out, text = Path(recipe.out), dump_recipe(recipe)
+    if faults := missing_files(recipe) + _taken(out, text):
         raise RecipeError(faults)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "recipe.yaml", text)
     return _Run(recipe, out).run()
 
 
-def _claim(out: Path, recipe: Recipe) -> list[str]:
-    """Save the recipe into its folder; say so where the folder holds what another one has trained."""
-    saved, text = out / "recipe.yaml", dump_recipe(recipe)
-    trained = checkpoints(out / "checkpoints") or (out / "model").exists()
+def _taken(out: Path, text: str) -> list[str]:
+    """Say so where the folder holds what another recipe than ``text`` has trained."""
+    saved, trained = out / "recipe.yaml", checkpoints(out / "checkpoints") or (out / "model").exists()
     if trained and saved.exists() and saved.read_text("utf-8") != text:
         return [f"out: {out} holds a run of another recipe ({saved}); choose another out, or remove that folder"]
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(saved, text)
     return []
 
 

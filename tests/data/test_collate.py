@@ -1,5 +1,7 @@
 """Batches: what is drawn belongs to the utterance, and a broken file costs itself alone."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
@@ -106,7 +108,7 @@ def test_without_augmentation_nothing_is_hidden(tokenizer, examples):
 def test_a_broken_file_is_named_and_the_others_are_kept(tokenizer, examples, tmp_path):
     (tmp_path / "text.wav").write_text("no sound")
     (tmp_path / "empty.wav").touch()
-    whole = open(examples[0].utterance.wav, "rb").read()
+    whole = Path(examples[0].utterance.wav).read_bytes()
     (tmp_path / "cut.wav").write_bytes(whole[: len(whole) // 2])
     soundfile.write(tmp_path / "long.wav", np.full(16000 * 3, 0.1), 16000)
     names = ["missing.wav", "text.wav", "empty.wav", "cut.wav", "long.wav"]

@@ -4,7 +4,6 @@ from dataclasses import astuple
 from itertools import islice
 
 import pytest
-import tiny
 import torch
 
 from osum_npu.audio.augment import SpecAugmentConfig

@@ -64,7 +64,7 @@ def test_what_cannot_be_used_is_named(manifest, tmp_path):
 def test_a_manifest_of_nothing_useful_ends_the_reading(manifest):
     with pytest.raises(ValueError, match=r"m\.jsonl: none of its rows can be used; first: .*longer than max_seconds"):
         read_source(manifest({"key": "a"}), 1.0)
-    with pytest.raises(ValueError, match="none of its rows can be used; first: .*holds no rows"):
+    with pytest.raises(ValueError, match=r"none of its rows can be used; first: .*holds no rows"):
         read_source(manifest(), 1.0)
     with pytest.raises(ValueError, match="cannot read the manifest"):
         read_source("nowhere.jsonl", 1.0)

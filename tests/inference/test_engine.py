@@ -96,6 +96,20 @@ def test_answers_do_not_depend_on_the_batches(engine, utterances, batch_seconds,
     assert raw == [result.raw for result in engine.answer(utterances[:40], [ASR])]
 
 
+@pytest.mark.parametrize("limit", [3.0, 10.0])
+def test_no_batch_is_larger_than_asked_for(engine, utterances, limit):
+    other, shapes = Engine(engine.model, TOKENIZER, torch.device("cpu"), batch_seconds=limit), []
+    handle = engine.model.encoder.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
+    list(other.answer(utterances, []))
+    handle.remove()
+    seconds = [rows * frames / 100 for rows, frames, _ in shapes]
+    assert sum(rows for rows, *_ in shapes) == len(utterances)
+    assert max(seconds) <= limit
+    # Padding is little, and batches are full: those of similar length go together.
+    assert sum(seconds) <= 1.2 * sum(u.duration for u in utterances)
+    assert np.mean(seconds) > limit / 2
+
+
 def test_what_cannot_be_read_is_told_and_the_rest_is_answered(engine, utterances, tmp_path):
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("this is no sound", "utf-8")

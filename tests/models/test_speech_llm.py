@@ -18,7 +18,7 @@ from osum_npu.models.speech_llm import SpeechLLM, SpeechLLMConfig, make_config
 from osum_npu.models.whisper import WhisperEncoderConfig
 from osum_npu.parity import relative_error
 
-VOCABULARY, N_MELS, UNITS = 61, 80, list("abcde ")
+VOCABULARY, N_MELS, UNITS = 61, 80, [*"abcde", "bad"]
 ENCODER = WhisperEncoderConfig(n_mels=N_MELS, width=16, layers=1, heads=2, max_frames=40)
 ADAPTER = OsumAdapterConfig(layers=1, heads=2, feed_forward=24, max_positions=20)
 LLM = {
@@ -117,9 +117,10 @@ def test_loss_of_a_batch_is_the_sum_over_singles(seeds):
     assert relative_error(compute(MODEL, batch).loss_sum, alone) <= 1e-5
 
 
+@pytest.mark.parametrize("seeds", [(1, 2), (2, 1)], ids=["long", "short"])
 @pytest.mark.parametrize("padding", ["left", "right"])
-def test_an_utterance_does_not_touch_another(padding):
-    (first, prompt, _), (second, other, answer) = utterance(1), utterance(2)
+def test_an_utterance_does_not_touch_another(padding, seeds):
+    (first, prompt, _), (second, other, answer) = map(utterance, seeds)
     mels = nn.utils.rnn.pad_sequence([first, second], batch_first=True).requires_grad_()
     frames = [len(first), len(second)]
     lengths = [MODEL.speech_length(n) for n in frames]
@@ -129,6 +130,7 @@ def test_an_utterance_does_not_touch_another(padding):
         return MODEL(features, torch.tensor(frames), layout).loss_sum
 
     before = loss(mels, prompt)
+    assert relative_error(before, naive_loss(MODEL, second, other, answer)) <= 1e-5
     before.backward()
     assert not mels.grad[0].any()
     assert mels.grad[1, : len(second)].any(-1).all()
@@ -141,8 +143,15 @@ def test_an_utterance_does_not_touch_another(padding):
 def test_ctc_loss_is_torch_s_on_each_utterance():
     model, batch = make(), [utterance(seed) for seed in range(6)]
     batch = [(mel[:50], prompt, answer) for mel, prompt, answer in batch]
-    transcripts = ["abba cd", "", "e", "xyz", "axbyc", "abcde" * 20]  # the last does not fit into its frames
-    known = [[UNITS.index(c) for c in transcript if c in UNITS] for transcript in transcripts]
+    spelled = {  # a known word is one unit, and other words are their characters, without those that are unknown
+        "abba cd": [*"abbacd"],
+        "": [],
+        "bad badea": ["bad", *"badea"],
+        "xyz": [],
+        "axbyc": [*"abc"],
+        "abcde" * 20: [*"abcde" * 20],  # does not fit into its frames
+    }
+    transcripts, known = list(spelled), [[UNITS.index(unit) for unit in units] for units in spelled.values()]
     naive = []
     for (mel, *_), target in zip(batch, known):
         encoded, length = model.encoder(mel[None], torch.tensor([len(mel)]))
@@ -266,6 +275,10 @@ def test_lora_is_loaded_by_plain_peft(tied, base, tmp_path):
     adapted = PeftModel.from_pretrained(plain, tmp_path / "model").eval()
     assert relative_error(adapted(ids).logits, model.llm(ids).logits) <= 1e-5
     assert relative_error(adapted(ids).logits, before) > 0.1
+    adapted.save_pretrained(tmp_path / "again")
+    ours, theirs = (load_file(tmp_path / folder / "adapter_model.safetensors") for folder in ("model", "again"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def spoil_tensor(folder, name, change):

@@ -171,6 +171,7 @@ def test_weights_are_shared_and_keep_their_names():
 
 OTHERS = {
     "gemma": {**SIZES, "model_type": "gemma", "head_dim": 12},
+    "granite": {**SIZES, "model_type": "granite", "attention_multiplier": 0.6},
     "bitnet": {**SIZES, "model_type": "bitnet", "hidden_act": "silu"},
     "gpt2": {"model_type": "gpt2", "n_embd": 48, "n_layer": 2, "n_head": 4, "vocab_size": VOCABULARY},
 }

@@ -18,7 +18,7 @@ STEPS = 14
 """Of the tiny recipe: 4 to hear, 8 to understand, 2 to tune; a checkpoint every 3 and at the end of a stage."""
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Stands for whatever ends a process."""
 
 
@@ -37,7 +37,7 @@ def stop(monkeypatch):
         def advance(log, stage):
             original(log, stage)
             if log.bar.n == last:
-                raise Stopped
+                raise StoppedError
 
         monkeypatch.setattr(Log, "advance", advance)
 
@@ -72,7 +72,7 @@ def test_the_log_holds_a_row_for_every_step_and_measurement(finished):
 def test_stopped_after_any_step_and_gone_on_with(last, corpus, finished, tmp_path, stop):
     recipe = tiny.recipe(corpus, tmp_path / "run")
     stop(last)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train(recipe)
     assert numbers(tmp_path / "run")[-1]["step"] == last
     stop(None)
@@ -85,7 +85,7 @@ def test_stopped_again_and_again(corpus, finished, tmp_path, stop):
     recipe = tiny.recipe(corpus, tmp_path / "run", "checkpoint_every=1")
     for last in (2, 3, 6, 9, 11):
         stop(last)
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             train(recipe)
     stop(None)
     train(recipe)
@@ -141,7 +141,7 @@ def test_a_second_optimiser_goes_on_too(corpus, tmp_path, stop):
     train(tiny.recipe(corpus, tmp_path / "whole", *changes))
     recipe = tiny.recipe(corpus, tmp_path / "run", *changes)
     stop(8)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train(recipe)
     stop(None)
     train(recipe)
@@ -162,7 +162,7 @@ def test_a_finished_run_stays_as_it_is(corpus, finished, tmp_path, stop):
 def test_half_a_checkpoint_and_half_a_row_are_ignored(corpus, finished, tmp_path, stop):
     recipe, out = tiny.recipe(corpus, tmp_path / "run"), tmp_path / "run"
     stop(8)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train(recipe)
     torn = out / "checkpoints" / "step_00000008.part"
     torn.mkdir()
@@ -178,7 +178,7 @@ def test_half_a_checkpoint_and_half_a_row_are_ignored(corpus, finished, tmp_path
 def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(corpus, finished, tmp_path, stop):
     recipe, out = tiny.recipe(corpus, tmp_path / "run"), tmp_path / "run"
     stop(8)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train(recipe)
     older, newest = checkpoints(out / "checkpoints")
     assert (older.name, newest.name) == ("step_00000004", "step_00000006")
@@ -206,7 +206,7 @@ def test_another_recipe_in_the_same_folder_is_refused(corpus, tmp_path, stop):
     out = tmp_path / "run"
     train(tiny.recipe(corpus, out, "stages.1.steps=1"))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    with pytest.raises(RecipeError, match="holds a run of another recipe .*choose another out"):
+    with pytest.raises(RecipeError, match=r"holds a run of another recipe .*choose another out"):
         train(tiny.recipe(corpus, out, "stages.1.steps=2"))
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
