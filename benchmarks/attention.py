@@ -1,6 +1,6 @@
 """Attention on the chosen backend against its reference: forward and backward, medians in milliseconds.
 
-    OSUM_BACKEND=cpu python benchmarks/attention.py
+OSUM_BACKEND=cpu python benchmarks/attention.py
 """
 
 from __future__ import annotations

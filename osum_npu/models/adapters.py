@@ -42,7 +42,12 @@ class CausalDownsampling(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.ModuleList(nn.Conv1d(width, width, kernel_size=3, stride=stride) for stride in self.strides)
+        convolutions = [nn.Conv1d(width, width, kernel_size=3, stride=stride) for stride in self.strides]
+        for conv in convolutions:  # torch's default halves the signal three times and leaves the biases
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            assert conv.bias is not None
+            nn.init.zeros_(conv.bias)
+        self.conv = nn.ModuleList(convolutions)
 
     def forward(self, x_BFC: Tensor) -> Tensor:
         """Return ``[B, ceil(ceil(F / 2) / 2), C]``; every output sees only frames up to its own place."""
