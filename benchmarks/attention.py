@@ -8,8 +8,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from osum_npu import backend, functional
 
@@ -27,6 +29,10 @@ def median(run: Callable[[], object], device: torch.device) -> float:
     return statistics.median(times[3:]) * 1e3
 
 
+def run(way: Callable[..., Tensor], inputs: list[Tensor], mask: Tensor | None) -> None:
+    way(*inputs, mask_BTS=mask).sum().backward()
+
+
 def main() -> None:
     device = backend.current().activate()
     print(f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
@@ -34,12 +40,10 @@ def main() -> None:
     for B, T, H, D in [(16, 96, 4, 48), (48, 128, 4, 48), (4, 1500, 6, 64)]:
         for dtype in (torch.float32, torch.bfloat16):
             for masked in (False, True):
-                q, k, v = (torch.randn(B, T, H, D, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+                inputs = [torch.randn(B, T, H, D, device=device, dtype=dtype, requires_grad=True) for _ in range(3)]
                 mask = (torch.arange(T, device=device) < T - 3).expand(B, 1, T) if masked else None
-                ways = (functional.attention.reference, functional.attention)
-                slow, fast = (
-                    median(lambda way=way: way(q, k, v, mask_BTS=mask).sum().backward(), device) for way in ways
-                )
+                slow = median(partial(run, functional.attention.reference, inputs, mask), device)
+                fast = median(partial(run, functional.attention, inputs, mask), device)
                 print(
                     f"{B:<4} {T:<5} {H:<2} {D:<3} {str(dtype)[6:]:<9} {masked!s:<6} "
                     f"{slow:8.2f} ms  {fast:8.2f} ms  {slow / fast:6.2f}"

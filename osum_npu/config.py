@@ -111,6 +111,9 @@ class Stage:
     trainable: tuple[Part, ...] = Field(min_length=1, description="parts that learn; the others are frozen")
     steps: int = Field(ge=1, description="optimiser steps")
     learning_rate: float = Field(gt=0, lt=1, description="highest learning rate")
+    embedding_learning_rate: float | None = Field(
+        default=None, gt=0, lt=1, description="of the LLM's token embeddings and output layer; learning_rate by default"
+    )
     muon_learning_rate: float | None = Field(
         default=None,
         gt=0,

@@ -15,7 +15,7 @@ from osum_npu.audio.augment import Drawn, SpecAugmentConfig, draw
 from osum_npu.audio.mel import frame_count
 from osum_npu.audio.read import SAMPLE_RATE, AudioError, read_audio
 from osum_npu.data.plan import Example
-from osum_npu.tasks import draw_prompt, normalize_text, write
+from osum_npu.tasks import draw_prompt, spell, write
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Batch:
     prompts: list[list[int]]
     answers: list[list[int]]
     """Token ids with the end mark."""
-    transcripts: list[str]
-    """What the CTC head should spell; empty where there is no transcript."""
+    spellings: list[str]
+    """What the CTC head should spell: the transcript and all labels; empty where there is neither."""
     drawn: list[Drawn] | None
     """What augmentation hides."""
     skipped: list[str]
@@ -89,7 +89,7 @@ class Collator:
             samples=samples,
             prompts=self._ids(prompts),
             answers=[[*ids, end] for ids in answers],
-            transcripts=[normalize_text(e.utterance.text or "").strip() for e in kept],
+            spellings=[spell(e.utterance) for e in kept],
             drawn=drawn,
             skipped=skipped,
         )

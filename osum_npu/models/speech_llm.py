@@ -6,6 +6,7 @@ LLM, N labelled positions, V vocabulary.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from osum_npu.models.llm import build_llm, load_llm
 from osum_npu.models.lora import LoraSettings, add_lora, is_lora, peft_config
 from osum_npu.models.whisper import WhisperEncoder, WhisperEncoderConfig
 from osum_npu.tasks.text import split_words
+
+_MARK = re.compile(r"(<[^<>]+>)")
 
 CROSS_ENTROPY_CHUNK = 1024
 """Label positions whose logits exist at the same time."""
@@ -53,8 +56,8 @@ class SpeechLLMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
             adapter: fields of :class:`OsumAdapterConfig`.
             llm: a transformers configuration with ``model_type``.
             lora: fields of :class:`LoraSettings`; ``None`` for no LoRA.
-            ctc_units: words and characters that a CTC head on the encoder spells, an auxiliary loss; ``None`` for
-                no head.
+            ctc_units: labels, words and characters that a CTC head on the encoder spells, an auxiliary loss;
+                ``None`` for no head.
             llm_path: hub name or folder of the base LLM where the model directory does not hold its weights.
             kwargs: what every transformers configuration takes.
         """
@@ -133,7 +136,7 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         features: Tensor,
         frames: Tensor,
         layout: Layout | None = None,
-        transcripts: Sequence[str] | None = None,
+        spellings: Sequence[str] | None = None,
     ) -> SpeechLLMOutput:
         """Compute the losses of a batch; logits exist at label positions only.
 
@@ -141,12 +144,13 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
             features: float ``[B, T, M]`` log-mel, zero behind each end.
             frames: int64 ``[B]``.
             layout: made by :func:`lay_out` with answers, on the model's device; ``None`` leaves adapter and LLM out.
-            transcripts: for the CTC head; an empty one is left out of its loss. ``None`` leaves the head out.
+            spellings: tagged transcripts for the CTC head; an empty one is left out of its loss, ``None`` leaves the
+                head out.
         """
         encoded_BFC, length_B = self.encoder(features, frames)
         ctc_sum, ctc_count = None, 0
-        if transcripts is not None:
-            ctc_sum, ctc_count = self._ctc(encoded_BFC, length_B, transcripts)
+        if spellings is not None:
+            ctc_sum, ctc_count = self._ctc(encoded_BFC, length_B, spellings)
         if layout is None:
             return SpeechLLMOutput(features.new_zeros(()), 0, ctc_sum, ctc_count)
         speech_BEH, _ = self.adapter(encoded_BFC, length_B)
@@ -161,20 +165,20 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         loss_sum = functional.linear_cross_entropy(hidden_NH, head.weight, layout.label_N, chunk=CROSS_ENTROPY_CHUNK)
         return SpeechLLMOutput(loss_sum, len(layout.label_N), ctc_sum, ctc_count)
 
-    def ctc_targets(self, transcript: str) -> list[int]:
-        """Return the classes that spell a transcript: whole words where the head knows them, else their characters.
+    def ctc_targets(self, spelling: str) -> list[int]:
+        """Return the classes that spell a tagged transcript (``hello<male>``).
 
-        Characters that it does not know are left out.
+        Labels and words that the head knows are one class each; other words are spelled by their characters, and
+        characters that it does not know are left out.
         """
         ids = self._ctc_ids
-        return [
-            ids[unit] for word in split_words(transcript) for unit in ([word] if word in ids else word) if unit in ids
-        ]
+        words = [word for part in _MARK.split(spelling) for word in ([part] if part in ids else split_words(part))]
+        return [ids[unit] for word in words for unit in ([word] if word in ids else word) if unit in ids]
 
-    def _ctc(self, encoded_BFC: Tensor, length_B: Tensor, transcripts: Sequence[str]) -> tuple[Tensor, int]:
+    def _ctc(self, encoded_BFC: Tensor, length_B: Tensor, spellings: Sequence[str]) -> tuple[Tensor, int]:
         if self.ctc_head is None:
             raise ValueError("this model has no CTC head: set model.ctc, or ctc_weight to 0")
-        device, targets = encoded_BFC.device, [self.ctc_targets(transcript) for transcript in transcripts]
+        device, targets = encoded_BFC.device, [self.ctc_targets(spelling) for spelling in spellings]
         rows = [i for i, target in enumerate(targets) if target]
         if not rows:
             return encoded_BFC.new_zeros(()), 0

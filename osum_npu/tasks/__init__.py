@@ -1,6 +1,6 @@
 """What can be asked about speech, how it is asked, and how an answer is written and read."""
 
-from osum_npu.tasks.answer import Answer, missing, read, write
+from osum_npu.tasks.answer import Answer, missing, read, spell, write
 from osum_npu.tasks.prompts import default_prompt, draw_prompt, prompts
 from osum_npu.tasks.task import CHAT_SEPARATOR, TASKS, Task, get_task
 from osum_npu.tasks.text import HAN, join_words, normalize_text, split_words
@@ -22,6 +22,7 @@ __all__ = [
     "normalize_text",
     "prompts",
     "read",
+    "spell",
     "split_words",
     "write",
 ]

@@ -14,7 +14,7 @@ import itertools
 import re
 from dataclasses import dataclass
 
-from osum_npu.tasks.task import CHAT_SEPARATOR, Task
+from osum_npu.tasks.task import CHAT_SEPARATOR, TASKS, Task
 from osum_npu.tasks.text import join_words, normalize_text
 from osum_npu.tasks.utterance import Utterance, Word
 
@@ -74,6 +74,15 @@ def write(task: Task, utterance: Utterance, resolution: float = STAMP_SECONDS) -
     if task.name == "chat":
         return f"{text}{CHAT_SEPARATOR}{utterance.reply}"
     return f"{text}<{utterance.labels[task.name]}>" if task.labels else text
+
+
+def spell(utterance: Utterance) -> str:
+    """Write all that an encoder alone can be taught: the transcript and every label, ``hello<happy><male>``.
+
+    OSUM's first stage trains Whisper on such tagged transcripts.
+    """
+    marks = [f"<{utterance.labels[name]}>" for name in TASKS if name in utterance.labels]
+    return normalize_text((utterance.text or "") + "".join(marks)).strip()
 
 
 def read(task: Task, text: str) -> Answer:

@@ -72,11 +72,13 @@ def _own_llm(model: SpeechLLM, recipe: Recipe) -> SpeechLLM:
 
 
 def spelling_units(utterances: Iterable[Utterance]) -> list[str]:
-    """List what the CTC head tells apart: all characters of the transcripts, and their most frequent words."""
+    """List what the CTC head tells apart: labels, all characters of the transcripts, their most frequent words."""
+    utterances = list(utterances)
+    marks = {f"<{label}>".lower() for u in utterances for label in u.labels.values()}
     words = Counter(word for u in utterances for word in split_words(normalize_text(u.text or "")))
     characters = {character for word in words for character in word}
     frequent = {word for word, count in words.most_common(_CTC_WORDS) if count >= _CTC_WORD_COUNT}
-    return sorted(characters | frequent)
+    return sorted(characters | frequent | marks)
 
 
 def new_tokenizer(settings: RandomLLM, utterances: Iterable[Utterance]) -> Any:

@@ -191,7 +191,7 @@ class _Run:
             self.skipped += batch.skipped
         labels = max(1, sum(batch.label_count for batch in batches))
         units = (
-            max(1, sum(len(self.model.ctc_targets(t)) for batch in batches for t in batch.transcripts))
+            max(1, sum(len(self.model.ctc_targets(t)) for batch in batches for t in batch.spellings))
             if stage.ctc_weight
             else 1
         )
@@ -220,7 +220,7 @@ class _Run:
             lengths = [model.speech_length(n // 160) for n in batch.samples]
             layout = lay_out(batch.prompts, lengths, batch.answers).to(self.device)
         with self._autocast():
-            output: SpeechLLMOutput = model(features, frames, layout, batch.transcripts if stage.ctc_weight else None)
+            output: SpeechLLMOutput = model(features, frames, layout, batch.spellings if stage.ctc_weight else None)
         return output
 
     def _autocast(self) -> AbstractContextManager[None]:

@@ -46,10 +46,14 @@ class Optimizers:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         matrices = [p for name, p in named if stage.muon_learning_rate and p.ndim == 2 and _is_hidden(name)]
         by_muon = {id(p) for p in matrices}
-        rest = [p for _, p in named if id(p) not in by_muon]
+        rest = [(name, p) for name, p in named if id(p) not in by_muon]
+        tokens = [p for name, p in rest if _is_embedding(name)]
+        others = [p for name, p in rest if not _is_embedding(name)]
+        rate = stage.embedding_learning_rate or stage.learning_rate
         groups = [
-            {"params": [p for p in rest if p.ndim > 1], "weight_decay": stage.weight_decay},
-            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in others if p.ndim > 1], "weight_decay": stage.weight_decay},
+            {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": tokens, "weight_decay": stage.weight_decay, "lr": rate},
         ]
         self.all: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(groups, lr=stage.learning_rate, betas=stage.betas, eps=1e-8, fused=True)
@@ -78,6 +82,11 @@ class Optimizers:
         """Set the state of all."""
         for one, state in zip(self.all, states):
             one.load_state_dict(state)
+
+
+def _is_embedding(name: str) -> bool:
+    """Whether a parameter is the LLM's table of token embeddings or its output layer."""
+    return part_of(name) == "llm" and any(part in name for part in ("embed_tokens", "lm_head"))
 
 
 def _is_hidden(name: str) -> bool:

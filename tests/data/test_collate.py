@@ -75,7 +75,7 @@ def test_a_batch_holds_what_the_examples_say(tokenizer, examples):
         hidden = batch.drawn[i]
         assert hidden.hidden_frames.shape == hidden.source_frames.shape == (frame_count(samples),)
         assert hidden.hidden_bins.shape == (80,)
-    assert batch.transcripts == ["" if i % 2 == 0 else "hello你好" for i in range(6)]
+    assert batch.spellings == ["<male>" if i % 2 == 0 else "hello你好<male>" for i in range(6)]
     assert batch.label_count == sum(map(len, batch.answers))
     assert batch.seconds == pytest.approx(sum(8000 + 800 * i for i in range(6)) / 16000)
     assert batch.skipped == []
@@ -122,7 +122,7 @@ def test_a_broken_file_is_named_and_the_others_are_kept(tokenizer, examples, tmp
     assert mixed.examples == good.examples
     assert torch.equal(mixed.wave_BS, good.wave_BS)
     assert drawn(mixed) == drawn(good)
-    assert (mixed.answers, mixed.transcripts) == (good.answers, good.transcripts)
+    assert (mixed.answers, mixed.spellings) == (good.answers, good.spellings)
     assert [line.split(":")[0] for line in mixed.skipped] == names
     assert all(str(tmp_path / name) in line for name, line in zip(names, mixed.skipped, strict=True))
 

@@ -54,7 +54,7 @@ def content(step):
             batch.samples,
             batch.prompts,
             batch.answers,
-            batch.transcripts,
+            batch.spellings,
             [[array.tobytes() for array in astuple(one)] for one in batch.drawn],
             asked(step),
         )

@@ -67,12 +67,12 @@ def utterance(seed):
     return torch.randn(frames, N_MELS, generator=rng), ids(5), [*ids(6), VOCABULARY - 1]
 
 
-def compute(model, batch, transcripts=None):
+def compute(model, batch, spellings=None):
     """Run the model on a batch as training does."""
     mels, prompts, answers = zip(*batch)
     frames = [len(mel) for mel in mels]
     layout = lay_out(prompts, [model.speech_length(n) for n in frames], answers)
-    return model(nn.utils.rnn.pad_sequence(mels, batch_first=True), torch.tensor(frames), layout, transcripts)
+    return model(nn.utils.rnn.pad_sequence(mels, batch_first=True), torch.tensor(frames), layout, spellings)
 
 
 def sequence(model, mel, prompt, answer=()):

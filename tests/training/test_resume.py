@@ -122,12 +122,13 @@ def test_threads_do_not_change_the_order_of_sums(corpus, tmp_path):
     """Every sequence has the same two marks, so their gradient is a sum that threads may race for."""
     utterances, _ = read_source(corpus / "train.jsonl", 30)
     model, _ = build(tiny.recipe(corpus, tmp_path / "run"), utterances)
-    layout = lay_out([[5, 6, 7]] * 64, [30] * 64, [[8] * 20] * 64)
+    model.requires_grad_(True)
+    layout = lay_out([[5, 6]] * 3000, [4] * 3000, [[7]] * 3000)
     torch.manual_seed(0)
-    speech, slope = torch.randn(64, 30, 32, requires_grad=True), torch.randn(64, 55, 32)
+    speech, slope = torch.randn(3000, 4, 32, requires_grad=True), torch.randn(3000, 9, 32)
     torch.set_num_threads(2)
     found = []
-    for _ in range(10):
+    for _ in range(20):
         inputs = [model.marks, speech, model.llm.get_input_embeddings().weight]
         found.append(torch.autograd.grad(model.embed(speech, layout), inputs, slope))
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))

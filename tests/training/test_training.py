@@ -19,7 +19,7 @@ from osum_npu.data.sources import read_source
 from osum_npu.models.lora import LoraSettings
 from osum_npu.models.speech_llm import SpeechLLM, SpeechLLMConfig
 from osum_npu.parity import relative_error
-from osum_npu.tasks import Utterance
+from osum_npu.tasks import Utterance, spell
 from osum_npu.training.build import build, new_tokenizer, spelling_units
 from osum_npu.training.log import read_log
 from osum_npu.training.loop import _Run, train
@@ -119,6 +119,14 @@ def test_ctc_spells_frequent_words_as_a_whole_and_all_others_by_character(corpus
     assert model.ctc_head.out_features == len(units) + 1
 
 
+def test_ctc_spells_labels_as_a_whole():
+    labelled = Utterance(key="a", wav="a", text="你好", labels={"event": "throat clearing", "style": "客服"})
+    units = spelling_units([labelled])
+    model = SpeechLLM(SpeechLLMConfig(**TINY_PARTS, ctc_units=units))
+    assert spell(labelled) == "你好<throat clearing><客服>"
+    assert [units[i] for i in model.ctc_targets(spell(labelled))] == ["你", "好", "<throat clearing>", "<客服>"]
+
+
 # -- what learns
 
 
@@ -169,6 +177,19 @@ def test_vectors_are_not_decayed_and_rates_follow_the_factor(corpus, tmp_path, u
             assert group["weight_decay"] == (0.5 if parameter.ndim > 1 else 0)
     optimizers.step(0.25)
     assert {group["lr"] for group in groups} == {recipe.stages[1].learning_rate / 4}
+
+
+def test_token_embeddings_learn_at_a_rate_of_their_own(corpus, tmp_path, utterances):
+    recipe = tiny.recipe(corpus, tmp_path / "r", "stages.1.embedding_learning_rate=0.02")
+    model, _ = build(recipe, utterances)
+    freeze(model, recipe.stages[1])
+    optimizers = Optimizers(model, recipe.stages[1])
+    optimizers.step(0.5)
+    names = {id(p): name for name, p in model.named_parameters()}
+    rates = {names[id(p)]: g["lr"] for one in optimizers.all for g in one.param_groups for p in g["params"]}
+    fast = {name for name, rate in rates.items() if rate == 0.01}
+    assert fast == {name for name in rates if "embed_tokens" in name or "lm_head" in name}
+    assert {rate for name, rate in rates.items() if name not in fast} == {recipe.stages[1].learning_rate / 2}
 
 
 @MUON
