@@ -63,7 +63,7 @@ class Optimizers:
         self.peaks = [[group["lr"] for group in one.param_groups] for one in self.all]
 
     def step(self, factor: float) -> None:
-        """Update all parameters with ``factor`` times the stage's highest learning rates, ."""
+        """Update all parameters with ``factor`` times the stage's highest learning rates."""
         for one, peaks in zip(self.all, self.peaks):
             for group, peak in zip(one.param_groups, peaks):
                 group["lr"] = peak * factor

@@ -124,7 +124,6 @@ def files(folder):
     return {path.relative_to(folder): digest for path, digest in sums.items()}
 
 
-@pytest.mark.xfail(strict=True, reason="espeak-ng keeps state between utterances and seeds its noise by the clock")
 def test_the_same_seed_makes_the_same_bytes_with_any_number_of_processes(corpus, tmp_path):
     synthesize(tmp_path, COUNTS, seed=3, processes=2)
     assert files(tmp_path) == files(corpus[0])

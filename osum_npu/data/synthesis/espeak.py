@@ -69,6 +69,7 @@ class _Engine:
         self.rate = self.library.espeak_Initialize(_SYNCHRONOUS, 0, str(data).encode(), _PHONEME_EVENTS)
         if self.rate <= 0:
             raise RuntimeError(f"espeak-ng did not start with its data in {data}")
+        self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # else its noise follows the clock
         self.chunks: list[NDArray[np.int16]] = []
         self.events: list[tuple[int, int, float, str]] = []
         self.callback = _Callback(self._receive)
