@@ -8,7 +8,7 @@ Backends are entry points of the group ``osum_npu.backends``: those of this proj
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -42,6 +42,8 @@ class Backend:
     """Among the backends that can run here, ``auto`` takes the highest."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables set before the device wakes, unless the user has set them."""
+    wake: Callable[[], None] = lambda: None
+    """Called before its first use in a process, to set what has no environment variable."""
     mend: str = ""
     """What to do where it cannot run."""
 
@@ -74,6 +76,7 @@ class Backend:
             os.environ.setdefault(key, value)
         if reason := self.unavailable():
             raise ValueError(f"backend {self.name!r} cannot run here: {reason}. {self.mend}".rstrip())
+        self.wake()
         if self.ops:
             import_module(self.ops)
         op.force(os.environ.get(op.VARIABLE, ""))

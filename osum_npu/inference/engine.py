@@ -76,7 +76,7 @@ class Engine:
     @property
     def longest(self) -> float:
         """Seconds that the encoder can take at once."""
-        return self.model.encoder.config.max_frames / 50
+        return self.model.encoder.config.max_seconds
 
     def answer(self, utterances: Sequence[Utterance], tasks: Sequence[Task]) -> Iterator[Result]:
         """Answer every task about every recording, in the order given.

@@ -7,6 +7,7 @@ Source: ASLP-lab/OSUM, wenet/llm_asr (``down_sample_2``, ``speech_transformer``,
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from osum_npu import functional
+from osum_npu.models.whisper import Frames, Stride
 from osum_npu.strict import STRICT
 
 
@@ -26,6 +28,7 @@ class OsumAdapterConfig:
     heads: int = Field(default=4, ge=1, description="attention heads; must divide the encoder's width")
     feed_forward: int = Field(default=2560, ge=1, description="inner width of the feed-forward layers")
     max_positions: int = Field(default=5000, ge=1, description="longest output, in speech embeddings")
+    strides: tuple[Stride, Stride, Stride] = Field(default=(1, 2, 2), description="of the three convolutions")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout after attention and feed-forward, in training")
 
 
@@ -36,13 +39,11 @@ def interleaved_sinusoids(length: int, width: int) -> Tensor:
 
 
 class CausalDownsampling(nn.Module):
-    """Three causal convolutions with strides 1, 2, 2: a quarter of the frames."""
+    """Three causal convolutions; with OSUM's strides 1, 2, 2, a quarter of the frames."""
 
-    strides = (1, 2, 2)
-
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, strides: Sequence[int]) -> None:
         super().__init__()
-        convolutions = [nn.Conv1d(width, width, kernel_size=3, stride=stride) for stride in self.strides]
+        convolutions = [nn.Conv1d(width, width, kernel_size=3, stride=stride) for stride in strides]
         for conv in convolutions:  # torch's default halves the signal three times and leaves the biases
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             assert conv.bias is not None
@@ -50,7 +51,7 @@ class CausalDownsampling(nn.Module):
         self.conv = nn.ModuleList(convolutions)
 
     def forward(self, x_BFC: Tensor) -> Tensor:
-        """Return ``[B, ceil(ceil(F / 2) / 2), C]``; every output sees only frames up to its own place."""
+        """Return ``[B, E, C]``; every output sees only frames up to its own place."""
         x_BCF = x_BFC.transpose(1, 2)
         for conv in self.conv:
             x_BCF = F.gelu(conv(F.pad(x_BCF, (2, 0))))
@@ -93,7 +94,7 @@ class OsumAdapter(nn.Module):
         if width % config.heads:
             raise ValueError(f"adapter: the encoder's width {width} is not divisible by {config.heads} heads")
         self.config, self.width = config, width
-        self.down = CausalDownsampling(width)
+        self.down = CausalDownsampling(width, config.strides)
         self.embed = nn.Linear(width, width)
         self.embed_norm = nn.LayerNorm(width)
         self.register_buffer("positions", interleaved_sinusoids(config.max_positions, width), persistent=False)
@@ -103,10 +104,11 @@ class OsumAdapter(nn.Module):
         self.after_norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, llm_width)
 
-    @staticmethod
-    def length(frames: int) -> int:
+    def length(self, frames: Frames) -> Frames:
         """Return how many speech embeddings come of ``frames`` encoder frames."""
-        return (frames + 3) // 4
+        for stride in self.config.strides:
+            frames = (frames - 1) // stride + 1
+        return frames
 
     def forward(self, x_BFC: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
         """Adapt encoder frames.
@@ -119,7 +121,7 @@ class OsumAdapter(nn.Module):
             (``[B, E, H]``, int64 ``[B]`` speech embeddings).
         """
         x_BEC = self.down(x_BFC)
-        out_B = (length_B + 3) // 4
+        out_B = self.length(length_B)
         mask_B1E = (torch.arange(x_BEC.shape[1], device=x_BEC.device) < out_B[:, None])[:, None]
         x_BEC = self.embed_norm(self.embed(x_BEC)) * math.sqrt(self.width)
         x_BEC = x_BEC + self.positions[: x_BEC.shape[1]].to(x_BEC.dtype)

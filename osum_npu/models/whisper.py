@@ -3,12 +3,14 @@
 Parameter names are openai-whisper's (``blocks.0.attn.query.weight``), so its state dicts load as they are.
 Differences to the original: no padding to 30 s, a padding mask, and each utterance is computed as if it were alone.
 
-Shapes: B utterances, T frames of 10 ms, F frames of 20 ms, M mel bins, C channels, H heads, D head width.
+Shapes: B utterances, T frames of 10 ms, F encoder frames (of 20 ms with Whisper's strides), M mel bins, C channels,
+H heads, D head width.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Annotated, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,9 @@ from torch import Tensor, nn
 from osum_npu import functional
 from osum_npu.strict import STRICT
 
+Frames = TypeVar("Frames", int, Tensor)
+Stride = Annotated[int, Field(ge=1, le=4)]
+
 
 @dataclass(frozen=True, config=STRICT)
 class WhisperEncoderConfig:
@@ -28,12 +33,20 @@ class WhisperEncoderConfig:
     width: int = Field(default=1024, ge=8, multiple_of=2, description="channels")
     layers: int = Field(default=24, ge=1, description="transformer blocks")
     heads: int = Field(default=16, ge=1, description="attention heads; must divide width")
-    max_frames: int = Field(default=1500, ge=1, description="longest input, in encoder frames of 20 ms")
+    max_frames: int = Field(default=1500, ge=1, description="longest input, in encoder frames")
+    strides: tuple[Stride, Stride] = Field(
+        default=(1, 2), description="of the two convolutions; Whisper's make encoder frames of 20 ms"
+    )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout after attention and feed-forward, in training")
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"encoder width {self.width} is not divisible by {self.heads} heads")
+
+    @property
+    def max_seconds(self) -> float:
+        """Longest input in seconds."""
+        return self.max_frames * math.prod(self.strides) / 100
 
 
 def sinusoids(length: int, width: int) -> Tensor:
@@ -87,18 +100,20 @@ class WhisperEncoder(nn.Module):
     def __init__(self, config: WhisperEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.conv1 = nn.Conv1d(config.n_mels, config.width, kernel_size=3, padding=1)
-        self.conv2 = nn.Conv1d(config.width, config.width, kernel_size=3, stride=2, padding=1)
+        first, second = config.strides
+        self.conv1 = nn.Conv1d(config.n_mels, config.width, kernel_size=3, stride=first, padding=1)
+        self.conv2 = nn.Conv1d(config.width, config.width, kernel_size=3, stride=second, padding=1)
         for conv in (self.conv1, self.conv2):  # torch's default would drown the features in the positions added to them
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         self.register_buffer("positional_embedding", sinusoids(config.max_frames, config.width))
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.layers))
         self.ln_post = nn.LayerNorm(config.width)
 
-    @staticmethod
-    def length(frames: int) -> int:
+    def length(self, frames: Frames) -> Frames:
         """Return how many encoder frames come of ``frames`` mel frames."""
-        return (frames + 1) // 2
+        for stride in self.config.strides:
+            frames = (frames - 1) // stride + 1
+        return frames
 
     def forward(self, mel_BTM: Tensor, frames_B: Tensor) -> tuple[Tensor, Tensor]:
         """Encode.
@@ -113,20 +128,19 @@ class WhisperEncoder(nn.Module):
         Raises:
             ValueError: an utterance is longer than the position table.
         """
-        limit = self.config.max_frames
-        if mel_BTM.shape[1] > 2 * limit:
+        if self.length(mel_BTM.shape[1]) > self.config.max_frames:
             raise ValueError(
                 f"an utterance of {mel_BTM.shape[1] / 100:.2f} s is too long for this encoder, which takes "
-                f"{limit / 50:.2f} s: cut it, or raise model.encoder.max_frames and train"
+                f"{self.config.max_seconds:.2f} s: cut it, or raise model.encoder.max_frames and train"
             )
         inside_BT = torch.arange(mel_BTM.shape[1], device=mel_BTM.device) < frames_B[:, None]
         x_BCT = F.gelu(self.conv1(mel_BTM.transpose(1, 2)))
         # Alone, an utterance ends in the convolution's zero padding: it must see the same zeros in a batch.
-        x_BCT = x_BCT * inside_BT[:, None]
+        x_BCT = x_BCT * inside_BT[:, None, :: self.config.strides[0]]
         x_BFC = F.gelu(self.conv2(x_BCT)).transpose(1, 2)
-        length_B = (frames_B + 1) // 2
+        length_B = self.length(frames_B)
         x_BFC = x_BFC + self.positional_embedding[: x_BFC.shape[1]].to(x_BFC.dtype)
-        mask_B1F = inside_BT[:, None, ::2]
+        mask_B1F = (torch.arange(x_BFC.shape[1], device=x_BFC.device) < length_B[:, None])[:, None]
         for block in self.blocks:
             x_BFC = block(x_BFC, mask_B1F)
         return self.ln_post(x_BFC), length_B

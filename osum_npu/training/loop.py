@@ -181,7 +181,7 @@ class _Run:
             n_mels=self.model.encoder.config.n_mels,
             seed=self.recipe.seed,
             spec_augment=stage.spec_augment if augment else None,
-            max_seconds=min(self.recipe.data.max_seconds, self.model.encoder.config.max_frames / 50),
+            max_seconds=min(self.recipe.data.max_seconds, self.model.encoder.config.max_seconds),
         )
 
     def _backward(self, stage: Stage, step: Step) -> dict[str, Tensor]:

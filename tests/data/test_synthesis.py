@@ -37,6 +37,10 @@ def corpus(tmp_path_factory):
     return folder, {split: read_manifest(folder / f"{split}.jsonl", check_audio=True) for split in SPLITS}
 
 
+def every_question(lang):
+    return [question for split in SPLITS for question in questions(lang, split)]
+
+
 # -- who says what
 
 
@@ -76,35 +80,43 @@ def test_the_language_is_rich_enough_to_be_learned_and_not_recited(jobs):
 def test_the_grammar_is_text_throughout():
     """YAML reads a bare ``no`` or ``12`` as something else."""
     for lang, rules in grammar().items():
-        for entries in (*rules["lists"].values(), rules["sentences"], rules["sums"]["numbers"]):
+        for entries in (*rules["lists"].values(), rules["sentences"], rules["ask"], rules["sums"]["numbers"]):
             assert all(isinstance(entry, str) for entry in entries)
-        for question in questions(lang):
+        for question in every_question(lang):
             assert isinstance(question.reply, str)
             assert "{" not in question.text
+            assert normalize_text(question.text) == question.text
         for sentence in draw_statements(lang, "train", 200, random.Random(0)):
             assert "{" not in sentence.text
             assert normalize_text(sentence.text) == sentence.text
-    assert len({q.text for q in questions("en")}) == len(list(questions("en")))
 
 
-def test_a_question_has_one_reply():
-    for lang in grammar():
-        replies = {}
-        for question in questions(lang):
-            assert replies.setdefault(question.text, question.reply) == question.reply
-        assert len(replies) > 100
+def test_a_question_has_one_reply_and_every_fact_is_asked_for_in_every_split():
+    for lang, rules in grammar().items():
+        asked = [question.text for question in every_question(lang)]
+        assert len(set(asked)) == len(asked) > 300
+        facts = Counter()
+        for split in SPLITS:
+            replies = Counter(question.reply for question in questions(lang, split))
+            facts[frozenset(replies)] += 1
+        assert len(facts) == 1
+        assert len(list(questions(lang, "test"))) == 2 * len(asked) // len(rules["ask"])
 
 
 def test_labels_languages_ages_and_genders_are_spread_evenly(jobs):
     train = [job for job in jobs if job.key.startswith("train")]
-    for of in (lambda job: job.kind, lambda job: job.sentence.lang, lambda job: (job.voice.gender, job.voice.age)):
+    for of in (lambda job: job.sentence.lang, lambda job: (job.voice.gender, job.voice.age)):
         counts = Counter(map(of, train))
         assert max(counts.values()) < 1.3 * min(counts.values())
+    statements = [job for job in train if job.sentence.reply is None]
+    assert len(statements) == 0.75 * len(train)
     for task in ("event", "emotion", "style"):
-        counts = Counter(job.label for job in train if job.kind == task)
+        counts = Counter(job.labels.get(task) for job in statements)
+        assert abs(counts.pop(None) - len(statements) / 2) <= 2
         assert counts.keys() == set(TASKS[task].labels)
         assert max(counts.values()) - min(counts.values()) <= 4
-    assert all((job.kind == "chat") == (job.sentence.reply is not None) for job in jobs)
+    assert len({frozenset(job.labels) for job in statements}) == 8
+    assert not any(job.labels for job in jobs if job.sentence.reply is not None)
 
 
 def test_the_plan_follows_from_the_seed_and_a_split_from_its_own_size(jobs):
@@ -166,7 +178,7 @@ def rms(wave, start, end):
 def test_sound_is_where_the_words_are(jobs):
     """Speech stands out of the silence before it, begins with the first word and ends with the last."""
     starts, ends = [], []
-    plain = [job for job in jobs if job.kind in ("plain", "chat")]
+    plain = [job for job in jobs if not job.labels]
     for job in random.Random(0).sample(plain, 80):
         wave, u = make(job)
         first, last = u.words[0].start, u.words[-1].end
@@ -186,7 +198,7 @@ def test_sound_is_where_the_words_are(jobs):
 
 def spoken(text, lang, voice):
     """Word times of a plain utterance; the same speed and level every time."""
-    return make(Job("k", Sentence(text, lang), voice, "plain", None, seed=1))[1].words
+    return make(Job("k", Sentence(text, lang), voice, {}, seed=1))[1].words
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])

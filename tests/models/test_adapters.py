@@ -29,19 +29,21 @@ def test_lengths(frames):
     length = math.ceil(math.ceil(frames / 2) / 2)
     embeddings, lengths = ADAPTER(torch.randn(1, frames, WIDTH), torch.tensor([frames]))
     assert embeddings.shape == (1, length, 20)
-    assert lengths.tolist() == [length] == [OsumAdapter.length(frames)]
+    assert lengths.tolist() == [length] == [ADAPTER.length(frames)]
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 13, 16])
-def test_convolutions_see_no_later_frame(frames):
-    down = CausalDownsampling(WIDTH)
+@pytest.mark.parametrize("strides", [(1, 2, 2), (1, 1, 2), (2, 3, 1)])
+def test_convolutions_see_no_later_frame(frames, strides):
+    down = CausalDownsampling(WIDTH, strides)
+    step = math.prod(strides)
     x = torch.randn(1, frames, WIDTH)
     before = down(x)
     for changed in range(frames):
         later = x.clone()
         later[:, changed:] += torch.randn(frames - changed, WIDTH)
         after = down(later)
-        seen = [4 * place >= changed for place in range(before.shape[1])]  # output e ends at frame 4e
+        seen = [step * place >= changed for place in range(before.shape[1])]  # output e ends at frame 4e of OSUM's
         assert (before != after).any(-1)[0].tolist() == seen
 
 

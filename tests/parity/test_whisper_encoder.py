@@ -48,7 +48,7 @@ def openai(size, path):
     torch.save({"dims": vars(whisper.dims), "model_state_dict": whisper.state_dict()}, path / "whisper.pt")
 
     def compute(mel):
-        encoder.positional_embedding = encoder.positional_embedding[: WhisperEncoder.length(mel.shape[1])]
+        encoder.positional_embedding = encoder.positional_embedding[: -(-mel.shape[1] // 2)]
         return encoder(mel.transpose(1, 2))
 
     return path / "whisper.pt", encoder, compute
@@ -80,7 +80,7 @@ def hugging_face(size, path):
     whisper.save_pretrained(path / "whisper")
 
     def compute(mel):
-        length = WhisperEncoder.length(mel.shape[1])
+        length = -(-mel.shape[1] // 2)
         encoder.embed_positions = nn.Embedding.from_pretrained(positions[:length])
         config.max_source_positions = length  # it refuses inputs of any other length, and all odd ones
         return encoder(mel.transpose(1, 2)).last_hidden_state

@@ -1,7 +1,8 @@
 """A labelled corpus for a machine with nothing on it: sentences of a grammar, spoken by espeak-ng.
 
-Every utterance has a transcript, word times, gender and age; one in five also has an event, one an emotion, one a
-style, one is a question with its reply. Test and dev have sentences and voices of their own.
+Every utterance has a transcript, word times, gender and age. One in four is a question with its reply. Of the others,
+every second has an event, every second an emotion and every second a style, in all combinations. Test and dev have
+sentences and voices of their own.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,14 +22,15 @@ from tqdm import tqdm
 
 from osum_npu.audio.read import SAMPLE_RATE
 from osum_npu.data.manifest import write_manifest
-from osum_npu.data.synthesis.effects import EMOTIONS, EVENTS, STYLES, Delivery, Wave, event, tremble
+from osum_npu.data.synthesis.effects import EMOTIONS, EVENTS, STYLES, Delivery, Wave, event, hoarsen, lay_under, tremble
 from osum_npu.data.synthesis.espeak import Speech, speak
 from osum_npu.data.synthesis.grammar import SPLITS, Sentence, Split, draw_questions, draw_statements
 from osum_npu.data.synthesis.voices import VOICES, Voice
 from osum_npu.tasks import Utterance, Word, split_words
 
 _LANGUAGES = {"en": "en-us", "zh": "cmn"}
-_KINDS = ("plain", "event", "emotion", "style", "chat")
+_QUESTIONS = 0.25
+"""Share of the utterances that are questions."""
 _LABELS = {"event": tuple(EVENTS), "emotion": tuple(EMOTIONS), "style": tuple(STYLES)}
 
 
@@ -39,8 +41,8 @@ class Job:
     key: str
     sentence: Sentence
     voice: Voice
-    kind: str
-    label: str | None
+    labels: Mapping[str, str]
+    """Event, emotion and style, where it has them."""
     seed: int
 
 
@@ -56,22 +58,29 @@ def plan(counts: dict[Split, int], seed: int) -> Iterator[Job]:
         voices = [voice for voice in VOICES if voice.split == split]
         groups = [[v for v in voices if (v.gender, v.age) == g] for g in sorted({(v.gender, v.age) for v in voices})]
         number = 0
-        for kind in _KINDS:
-            for lang in _LANGUAGES:
-                share = counts[split] // (len(_KINDS) * len(_LANGUAGES))
-                draw = draw_questions if kind == "chat" else draw_statements
-                for i, sentence in enumerate(draw(lang, split, share, rng)):
-                    labels = _LABELS.get(kind)
-                    key = f"{split}_{number:06d}"
-                    yield Job(
-                        key=key,
-                        sentence=sentence,
-                        voice=rng.choice(groups[rng.randrange(len(groups))]),
-                        kind=kind,
-                        label=labels[i % len(labels)] if labels else None,
-                        seed=zlib.crc32(f"{seed}/{key}".encode()),
-                    )
-                    number += 1
+        for lang in _LANGUAGES:
+            share = counts[split] // len(_LANGUAGES)
+            asked = int(share * _QUESTIONS)
+            statements = draw_statements(lang, split, share - asked, rng)
+            columns = {task: _deal(labels, len(statements), rng) for task, labels in _LABELS.items()}
+            for i, sentence in enumerate([*statements, *draw_questions(lang, split, asked, rng)]):
+                drawn = {task: column[i] for task, column in columns.items() if i < len(column)}
+                key = f"{split}_{number:06d}"
+                yield Job(
+                    key=key,
+                    sentence=sentence,
+                    voice=rng.choice(groups[rng.randrange(len(groups))]),
+                    labels={task: label for task, label in drawn.items() if label is not None},
+                    seed=zlib.crc32(f"{seed}/{key}".encode()),
+                )
+                number += 1
+
+
+def _deal(labels: Sequence[str], count: int, rng: random.Random) -> list[str | None]:
+    """Deal every second of ``count`` places a label, each as often as the others."""
+    dealt = [labels[i // 2 % len(labels)] if i % 2 else None for i in range(count)]
+    rng.shuffle(dealt)
+    return dealt
 
 
 def _speak(job: Job, delivery: Delivery, rng: np.random.Generator) -> tuple[Wave, tuple[Word, ...]]:
@@ -103,6 +112,8 @@ def _speak(job: Job, delivery: Delivery, rng: np.random.Generator) -> tuple[Wave
     wave = soxr.resample(spoken, speech.rate * voice.tract, SAMPLE_RATE).astype(np.float32)
     if voice.tremor:
         wave = tremble(wave, voice.tremor, rng.uniform(4.5, 6.0))
+    if voice.hoarseness:
+        wave = hoarsen(wave, voice.hoarseness, rng)
     spans = zip(words, starts, ends)
     return wave, tuple(Word(w, start / voice.tract, end / voice.tract) for w, start, end in spans)
 
@@ -110,20 +121,22 @@ def _speak(job: Job, delivery: Delivery, rng: np.random.Generator) -> tuple[Wave
 def make(job: Job) -> tuple[Wave, Utterance]:
     """Make the sound and the labels of one utterance; its ``wav`` is still to be set."""
     rng = np.random.default_rng(job.seed)
-    delivery = {**EMOTIONS, **STYLES}.get(job.label or "", Delivery()) if job.kind != "event" else Delivery()
+    emotion, sound, style = (job.labels.get(task) for task in ("emotion", "event", "style"))
+    delivery = EMOTIONS[emotion] if emotion else Delivery()
     speech, words = _speak(job, delivery, rng)
-    lead = rng.uniform(0.02, 0.15)
-    parts = [np.zeros(int(lead * SAMPLE_RATE), np.float32), speech]
-    if job.kind == "event":
-        parts += [np.zeros(int(0.1 * SAMPLE_RATE), np.float32), event(job.label or "", rng) * 0.5]
-    parts.append(np.zeros(int(rng.uniform(0.02, 0.1) * SAMPLE_RATE), np.float32))
-    wave = delivery.colour(np.concatenate(parts), rng)
+    before = _silence(rng.uniform(0.02, 0.12))
+    if len(said := delivery.interjection()):
+        before = np.concatenate([before, said * (0.3 / np.abs(said).max()), _silence(0.05)])
+    parts = [before, delivery.colour(speech)]
+    if sound:
+        parts += [_silence(0.1), event(sound, rng) * 0.5]
+    wave = np.concatenate([*parts, _silence(rng.uniform(0.02, 0.1))])
+    lead = len(before) / SAMPLE_RATE
+    if style:
+        wave = lay_under(wave, STYLES[style], rng)
     wave = wave * (10 ** rng.uniform(-0.8, -0.1) / max(float(np.abs(wave).max()), 1e-3))
     wave += 10 ** rng.uniform(-3.5, -2.5) * rng.standard_normal(len(wave))
     wave = np.clip(wave, -1, 1).astype(np.float32)
-    labels: dict[str, str] = {"gender": job.voice.gender, "age": job.voice.age}
-    if job.label:
-        labels[job.kind] = job.label
     return wave, Utterance(
         key=job.key,
         wav="",
@@ -132,9 +145,13 @@ def make(job: Job) -> tuple[Wave, Utterance]:
         lang=job.sentence.lang,
         speaker=job.voice.name,
         words=tuple(Word(w.text, round(w.start + lead, 4), round(w.end + lead, 4)) for w in words),
-        labels=labels,
+        labels={"gender": job.voice.gender, "age": job.voice.age, **job.labels},
         reply=job.sentence.reply,
     )
+
+
+def _silence(seconds: float) -> Wave:
+    return np.zeros(int(seconds * SAMPLE_RATE), np.float32)
 
 
 def _store(job: Job, folder: Path) -> Utterance:
@@ -159,7 +176,7 @@ def synthesize(out: Path, counts: dict[Split, int], seed: int = 0, processes: in
 
     Args:
         out: folder to write.
-        counts: utterances by split; rounded down to a multiple of 10 (five kinds, two languages).
+        counts: utterances by split; rounded down to an even number (two languages).
         seed: decides everything.
         processes: how many to use; all cores by default.
 

@@ -42,6 +42,11 @@ def tremble(wave: Wave, depth: float, hertz: float) -> Wave:
     return _wave(bent * (1 - depth * 0.5 * (1 + np.sin(phase))))
 
 
+def hoarsen(wave: Wave, depth: float, rng: Generator) -> Wave:
+    """Roughen a voice with noise as loud as it is at each moment."""
+    return _wave(wave * (1 + depth * rng.standard_normal(len(wave))))
+
+
 def _seconds(n: int) -> NDArray[np.float64]:
     return np.arange(n) / SAMPLE_RATE
 
@@ -68,7 +73,7 @@ def _silence(seconds: float) -> Wave:
 def _laugh(rng: Generator) -> Wave:
     base = rng.uniform(180, 320)
     beats = []
-    for i in range(int(rng.integers(4, 7))):
+    for i in range(int(rng.integers(3, 5))):
         n = int(0.09 * SAMPLE_RATE)
         tone = _voiced(np.full(n, base * 0.94**i)) + 0.5 * _noise(0.09, rng)[:n]
         beats += [_decay(tone, 0.01, 0.05), _silence(rng.uniform(0.06, 0.09))]
@@ -76,34 +81,32 @@ def _laugh(rng: Generator) -> Wave:
 
 
 def _cough(rng: Generator) -> Wave:
-    burst = [
-        _decay(_noise(0.22, rng, 200, rng.uniform(2000, 3000)), 0.004, 0.035) for _ in range(int(rng.integers(2, 4)))
-    ]
+    burst = [_decay(_noise(0.2, rng, 200, rng.uniform(2000, 3000)), 0.004, 0.035) for _ in range(2)]
     return np.concatenate([part for b in burst for part in (b, _silence(rng.uniform(0.05, 0.12)))])
 
 
 def _cry(rng: Generator) -> Wave:
-    n = int(rng.uniform(0.8, 1.1) * SAMPLE_RATE)
+    n = int(rng.uniform(0.5, 0.7) * SAMPLE_RATE)
     t = _seconds(n)
     pitch = rng.uniform(380, 480) * (1 - 0.25 * t / t[-1]) * (1 + 0.05 * np.sin(2 * np.pi * 6 * t))
-    return _wave(_voiced(pitch, 8) * (0.4 + 0.6 * np.abs(np.sin(np.pi * 2.2 * t))))
+    return _wave(_voiced(pitch, 8) * (0.4 + 0.6 * np.abs(np.sin(np.pi * 4 * t))))
 
 
 def _screaming(rng: Generator) -> Wave:
-    n = int(rng.uniform(0.7, 1.0) * SAMPLE_RATE)
+    n = int(rng.uniform(0.4, 0.6) * SAMPLE_RATE)
     t = _seconds(n)
     pitch = rng.uniform(900, 1200) * (1 + 0.1 * np.minimum(1, t / 0.15))
     return _wave(np.tanh(3 * (_voiced(pitch, 6) + 0.4 * _noise(n / SAMPLE_RATE + 0.01, rng)[:n])))
 
 
 def _sigh(rng: Generator) -> Wave:
-    wave = _noise(rng.uniform(0.8, 1.1), rng, 150, rng.uniform(900, 1300))
+    wave = _noise(rng.uniform(0.5, 0.7), rng, 150, rng.uniform(900, 1300))
     t = np.linspace(0, 1, len(wave))
     return _wave(wave * np.sin(np.pi * t**0.6))
 
 
 def _throat_clearing(rng: Generator) -> Wave:
-    n = int(rng.uniform(0.5, 0.7) * SAMPLE_RATE)
+    n = int(rng.uniform(0.4, 0.5) * SAMPLE_RATE)
     t = _seconds(n)
     rough = 0.5 * (1 + np.sign(np.sin(2 * np.pi * rng.uniform(22, 30) * t)))
     return (
@@ -112,15 +115,14 @@ def _throat_clearing(rng: Generator) -> Wave:
 
 
 def _sneeze(rng: Generator) -> Wave:
-    inhale = _noise(rng.uniform(0.25, 0.35), rng, 800, 4000)
+    inhale = _noise(rng.uniform(0.2, 0.3), rng, 800, 4000)
     inhale *= np.linspace(0, 0.4, len(inhale), dtype=np.float32)
-    return np.concatenate([inhale, _silence(0.05), _decay(_noise(0.4, rng, 2500, 7800) * 2, 0.005, 0.1)])
+    return np.concatenate([inhale, _silence(0.05), _decay(_noise(0.3, rng, 2500, 7800) * 2, 0.005, 0.1)])
 
 
 def _other(rng: Generator) -> Wave:
     tones = [
-        _decay(np.sin(2 * np.pi * f * _seconds(int(0.3 * SAMPLE_RATE))).astype(np.float32), 0.003, 0.15)
-        for f in rng.uniform(1500, 3000, 2)
+        _decay(np.sin(2 * np.pi * f * _seconds(int(0.2 * SAMPLE_RATE))), 0.003, 0.1) for f in rng.uniform(1500, 3000, 2)
     ]
     return np.concatenate(tones)
 
@@ -138,14 +140,14 @@ EVENTS: dict[str, Callable[[Generator], Wave]] = {
 
 
 def event(label: str, rng: Generator) -> Wave:
-    """Make one vocal event of 0.4 to 1.2 s, peak 0.6."""
+    """Make one vocal event of 0.3 to 0.8 s, peak 0.6."""
     wave = EVENTS[label](rng)
     return _wave(wave * (0.6 / np.abs(wave).max()))
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """How a sentence is spoken and what is done to the sound afterwards."""
+    """How a sentence is spoken."""
 
     pace: float = 1.0
     """Factor on the speaking rate."""
@@ -153,112 +155,148 @@ class Delivery:
     """Added to espeak-ng's pitch."""
     pitch_range: int = 50
     """espeak-ng's pitch range, 0 is monotone."""
-    colour: Callable[[Wave, Generator], Wave] = lambda wave, _: wave
-    """Applied to the finished speech; keeps its length."""
+    colour: Callable[[Wave], Wave] = lambda wave: wave
+    """Applied to the sound of the speech; keeps its length."""
+    interjection: Callable[[], Wave] = lambda: np.zeros(0, np.float32)
+    """Uttered before the speech."""
 
 
-def _saturate(wave: Wave, _: Generator) -> Wave:
-    return _wave(np.tanh(8 * wave))
+def _saturate(wave: Wave) -> Wave:
+    return _wave(np.tanh(4 * wave))
 
 
-def _dull(wave: Wave, _: Generator) -> Wave:
-    return band(wave, 0, 2600)
+def _dull(wave: Wave) -> Wave:
+    return _wave(0.3 * wave + 0.7 * band(wave, 0, 2200))
 
 
-def _glide_up(wave: Wave, _: Generator) -> Wave:
-    t = _seconds(len(wave))
-    return warp_time(wave, (0.02 * np.sin(2 * np.pi * 2.5 * t)).astype(np.float32))
+def _shiver(wave: Wave) -> Wave:
+    return _wave(wave * (0.7 + 0.3 * np.sin(2 * np.pi * 12 * _seconds(len(wave)))))
 
 
-def _shiver(wave: Wave, _: Generator) -> Wave:
-    return _wave(wave * (0.65 + 0.35 * np.sin(2 * np.pi * 11 * _seconds(len(wave)))))
+def _creak(wave: Wave) -> Wave:
+    return _wave(wave * (0.5 + 0.5 * (np.sin(2 * np.pi * 40 * _seconds(len(wave))) > 0)))
 
 
-def _creak(wave: Wave, _: Generator) -> Wave:
-    return _wave(wave * (0.3 + 0.7 * (np.sin(2 * np.pi * 45 * _seconds(len(wave))) > 0)))
+def _bright(wave: Wave) -> Wave:
+    return _wave(wave + 2 * band(wave, 3000, 8000))
 
 
-def _bright(wave: Wave, _: Generator) -> Wave:
-    return _wave(wave + 3 * band(wave, 3000, 8000))
+def _contour(low: float, high: float, seconds: float, brightness: int) -> Wave:
+    """A tone that glides between two pitches, fading in and out."""
+    n = int(seconds * SAMPLE_RATE)
+    return _wave(_voiced(np.linspace(low, high, n), brightness) * np.hanning(n))
 
 
-def _hollow(wave: Wave, _: Generator) -> Wave:
-    delay = int(0.004 * SAMPLE_RATE)
-    return _wave(wave - np.concatenate([np.zeros(delay, np.float32), wave[:-delay]]))
+def _giggle() -> Wave:
+    return np.concatenate([_contour(400, 500, 0.09, 6), _contour(450, 560, 0.09, 6)])
+
+
+def _sob() -> Wave:
+    return _contour(420, 240, 0.2, 3)
+
+
+def _growl() -> Wave:
+    return _wave(np.tanh(3 * _contour(75, 95, 0.2, 25)))
+
+
+def _oh() -> Wave:
+    return _contour(220, 620, 0.18, 10)
+
+
+def _gasp() -> Wave:
+    n = int(0.2 * SAMPLE_RATE)
+    return _wave(_noise(0.2, np.random.default_rng(0), 1500, 6000)[:n] * np.linspace(0, 1, n) ** 2)
+
+
+def _ugh() -> Wave:
+    n = int(0.2 * SAMPLE_RATE)
+    return _wave(_noise(0.2, np.random.default_rng(0), 100, 900)[:n] * (np.sin(2 * np.pi * 40 * _seconds(n)) > 0))
+
+
+def _hum() -> Wave:
+    return _contour(250, 250, 0.2, 1)
 
 
 EMOTIONS: dict[str, Delivery] = {
     "neutral": Delivery(),
-    "happy": Delivery(pace=1.1, pitch=15, pitch_range=95, colour=_bright),
-    "sad": Delivery(pace=0.8, pitch=-15, pitch_range=15, colour=_dull),
-    "anger": Delivery(pace=1.15, pitch_range=80, colour=_saturate),
-    "surprise": Delivery(pitch=10, pitch_range=90, colour=_glide_up),
-    "fear": Delivery(pace=1.15, pitch=10, colour=_shiver),
-    "disgust": Delivery(pace=0.85, pitch=-10, colour=_creak),
-    "other": Delivery(pitch_range=0, colour=_hollow),
+    "happy": Delivery(pace=1.05, pitch=15, pitch_range=95, colour=_bright, interjection=_giggle),
+    "sad": Delivery(pace=0.85, pitch=-15, pitch_range=15, colour=_dull, interjection=_sob),
+    "anger": Delivery(pace=1.1, pitch_range=80, colour=_saturate, interjection=_growl),
+    "surprise": Delivery(pitch=10, pitch_range=90, interjection=_oh),
+    "fear": Delivery(pace=1.1, pitch=10, colour=_shiver, interjection=_gasp),
+    "disgust": Delivery(pace=0.9, pitch=-10, colour=_creak, interjection=_ugh),
+    "other": Delivery(pitch_range=0, interjection=_hum),
 }
 
 
-def _bed(wave: Wave, bed: Wave, level: float) -> Wave:
-    """Lay a sound under speech, ``level`` relative to the speech's root mean square."""
-    rms = float(np.sqrt(np.mean(wave**2))) + 1e-6
-    return _wave(wave + bed * (level * rms / (float(np.sqrt(np.mean(bed**2))) + 1e-6)))
+def _ticks(n: int, rng: Generator) -> Wave:
+    t = _seconds(n)
+    return _wave(np.sin(2 * np.pi * rng.uniform(950, 1050) * t) * (np.mod(t, 0.2) < 0.03))
 
 
-def _bulletin(wave: Wave, rng: Generator) -> Wave:
-    t = _seconds(len(wave))
-    ticks = np.sin(2 * np.pi * rng.uniform(950, 1050) * t) * (np.mod(t, 0.25) < 0.03)
-    return _bed(wave, ticks.astype(np.float32), 0.5)
+def _drone(n: int, rng: Generator) -> Wave:
+    t, base = _seconds(n), rng.uniform(60, 80)
+    return _wave(np.sum([np.sin(2 * np.pi * base * ratio * t) for ratio in (1, 1.06, 3.03)], axis=0))
 
 
-def _drone(wave: Wave, rng: Generator) -> Wave:
-    t = _seconds(len(wave))
-    base = rng.uniform(60, 80)
-    bed = np.sin(2 * np.pi * base * t) + np.sin(2 * np.pi * base * 1.06 * t) + np.sin(2 * np.pi * base * 3.03 * t)
-    return _bed(wave, bed.astype(np.float32), 0.6)
+def _music_box(n: int, rng: Generator) -> Wave:
+    step = int(0.15 * SAMPLE_RATE)
+    scale = 2093 * 2 ** (np.array([0, 4, 7, 12]) / 12)
+    notes = [_decay(np.sin(2 * np.pi * f * _seconds(step)), 0.002, 0.05) for f in rng.choice(scale, -(-n // step))]
+    return np.concatenate(notes)[:n]
 
 
-def _music_box(wave: Wave, rng: Generator) -> Wave:
-    step = int(0.18 * SAMPLE_RATE)
-    scale = 1047 * 2 ** (np.array([0, 4, 7, 12, 16]) / 12)
-    notes = [
-        _decay(np.sin(2 * np.pi * f * _seconds(step)).astype(np.float32), 0.002, 0.05)
-        for f in rng.choice(scale, len(wave) // step + 1)
-    ]
-    return _bed(wave, np.concatenate(notes)[: len(wave)], 0.45)
+def _dial_tone(n: int, rng: Generator) -> Wave:
+    t = _seconds(n)
+    return _wave((np.sin(2 * np.pi * 480 * t) + np.sin(2 * np.pi * 620 * t)) * (np.mod(t + rng.uniform(), 0.5) < 0.25))
 
 
-def _telephone(wave: Wave, _: Generator) -> Wave:
-    return band(wave, 300, 3400)
+def _surf(n: int, rng: Generator) -> Wave:
+    swell = 1 + 0.5 * np.sin(2 * np.pi * (0.5 * _seconds(n) + rng.uniform()))
+    return _wave(_noise((n + 1) / SAMPLE_RATE, rng, 5500, 7900)[:n] * swell)
 
 
-def _room(wave: Wave, rng: Generator) -> Wave:
-    tail = _decay(rng.standard_normal(int(0.35 * SAMPLE_RATE)).astype(np.float32), 0.001, 0.07)
-    size = 2 ** int(np.ceil(np.log2(len(wave) + len(tail))))
-    echo = np.fft.irfft(np.fft.rfft(wave, size) * np.fft.rfft(tail, size), size)[: len(wave)].astype(np.float32)
-    return _bed(wave, echo, 0.7)
+def _chord(n: int, rng: Generator) -> Wave:
+    t, base = _seconds(n), rng.uniform(255, 270)
+    return _wave(np.sum([np.sin(2 * np.pi * base * ratio * t) for ratio in (1, 1.26, 1.5)], axis=0))
 
 
-def _street(wave: Wave, rng: Generator) -> Wave:
-    return _bed(wave, _noise(len(wave) / SAMPLE_RATE + 0.01, rng, 200, 3500)[: len(wave)], 0.25)
+def _street(n: int, rng: Generator) -> Wave:
+    return _noise((n + 1) / SAMPLE_RATE, rng, 200, 2500)[:n]
 
 
-def _hum(wave: Wave, rng: Generator) -> Wave:
-    t = _seconds(len(wave))
-    return _bed(wave, np.sign(np.sin(2 * np.pi * rng.uniform(195, 205) * t)).astype(np.float32), 0.25)
+def _chirps(n: int, rng: Generator) -> Wave:
+    t = np.mod(_seconds(n) + rng.uniform(), 0.25)
+    return _wave(np.sin(2 * np.pi * (3200 * t + 4000 * t**2)))
 
 
-def _hush(wave: Wave, rng: Generator) -> Wave:
-    return _bed(wave, _noise(len(wave) / SAMPLE_RATE + 0.01, rng, 5000, 7900)[: len(wave)], 0.3)
+@dataclass(frozen=True)
+class Bed:
+    """What sounds under the speech in a style."""
+
+    sound: Callable[[int, Generator], Wave]
+    """Makes so many samples."""
+    level: float
+    """Root mean square, relative to the speech's."""
 
 
-STYLES: dict[str, Delivery] = {
-    "新闻科普": Delivery(pace=1.1, pitch_range=35, colour=_bulletin),
-    "恐怖故事": Delivery(pace=0.85, pitch=-10, colour=_drone),
-    "童话故事": Delivery(pitch=12, pitch_range=90, colour=_music_box),
-    "客服": Delivery(colour=_telephone),
-    "诗歌散文": Delivery(pace=0.8, pitch_range=70, colour=_hush),
-    "有声书": Delivery(pace=0.95, colour=_room),
-    "日常口语": Delivery(pace=1.15, colour=_street),
-    "其他": Delivery(colour=_hum),
+STYLES: dict[str, Bed] = {
+    "新闻科普": Bed(_ticks, 0.2),
+    "恐怖故事": Bed(_drone, 0.3),
+    "童话故事": Bed(_music_box, 0.15),
+    "客服": Bed(_dial_tone, 0.15),
+    "诗歌散文": Bed(_surf, 0.12),
+    "有声书": Bed(_chord, 0.15),
+    "日常口语": Bed(_street, 0.12),
+    "其他": Bed(_chirps, 0.12),
 }
+
+
+def lay_under(wave: Wave, bed: Bed, rng: Generator) -> Wave:
+    """Lay a bed under speech."""
+    sound = bed.sound(len(wave), rng)
+    return _wave(wave + sound * (bed.level * _rms(wave) / _rms(sound)))
+
+
+def _rms(wave: Wave) -> float:
+    return float(np.sqrt(np.mean(wave**2))) + 1e-6

@@ -27,9 +27,14 @@ class Sentence(NamedTuple):
     reply: str | None = None
 
 
+def _share(text: str) -> float:
+    """Spread texts evenly over 0 to 1, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
+
+
 def split_of(text: str) -> Split:
-    """Assign a sentence to a split by its hash: 70 % train, 5 % dev, 25 % test. The same on every machine."""
-    share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
+    """Assign a statement to a split by its hash: 70 % train, 5 % dev, 25 % test."""
+    share = _share(text)
     return "train" if share < 0.70 else "dev" if share < 0.75 else "test"
 
 
@@ -40,15 +45,28 @@ def grammar() -> Mapping[str, Any]:
     return table
 
 
-def questions(lang: str) -> Iterator[Sentence]:
-    """Yield every question of a language with its reply."""
-    for group in grammar()[lang]["questions"]:
-        for ask, (topic, reply) in itertools.product(group["ask"], group["facts"].items()):
-            yield Sentence(ask.format(topic=topic), lang, reply)
-    sums = grammar()[lang]["sums"]
+def _facts(lang: str) -> Iterator[tuple[str, str]]:
+    """Yield every fact that can be asked for, as a phrase, with its reply."""
+    rules = grammar()[lang]
+    for phrase, replies in rules["facts"].items():
+        for topic, reply in replies.items():
+            yield phrase.format(topic=topic), reply
+    sums = rules["sums"]
     numbers, summands = sums["numbers"], range(sums["largest"] + 1)
-    for ask, a, b in itertools.product(sums["ask"], summands, summands):
-        yield Sentence(ask.format(a=numbers[a], b=numbers[b]), lang, numbers[a + b])
+    for a, b in itertools.product(summands, summands):
+        yield sums["fact"].format(a=numbers[a], b=numbers[b]), numbers[a + b]
+
+
+def questions(lang: str, split: Split) -> Iterator[Sentence]:
+    """Yield the questions of a split with their replies.
+
+    Every fact is asked for in every split, each time in other words: which wordings are whose follows from a hash,
+    two for test, one for dev, the others for train. A reply can so be known, but no test question has been heard.
+    """
+    whose = slice(3, None) if split == "train" else slice(2, 3) if split == "dev" else slice(2)
+    for fact, reply in _facts(lang):
+        asked = sorted((ask.format(fact=fact) for ask in grammar()[lang]["ask"]), key=_share)
+        yield from (Sentence(text, lang, reply) for text in asked[whose])
 
 
 def statement(lang: str, rng: random.Random) -> Sentence:
@@ -70,7 +88,7 @@ def draw_statements(lang: str, split: Split, count: int, rng: random.Random) -> 
 
 def draw_questions(lang: str, split: Split, count: int, rng: random.Random) -> list[Sentence]:
     """Draw ``count`` questions of a split, each once before any comes twice."""
-    pool = [q for q in questions(lang) if split_of(q.text) == split]
+    pool = list(questions(lang, split))
     drawn: list[Sentence] = []
     while len(drawn) < count:
         drawn += rng.sample(pool, min(len(pool), count - len(drawn)))

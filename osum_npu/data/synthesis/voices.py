@@ -1,7 +1,8 @@
 """The speakers of the synthesized corpus: variants of espeak-ng, made younger or older by simple means.
 
-A child is the same voice with a shorter vocal tract (played faster, so all formants rise) and a higher pitch;
-an old speaker trembles and speaks slowly. That is a stand-in for real speakers, not a model of them.
+A child is the same voice with a shorter vocal tract (played faster, so all formants rise) and a higher pitch; an old
+speaker has a longer one, speaks slowly, trembles and is hoarse. That is a stand-in for real speakers, not a model of
+them.
 """
 
 from __future__ import annotations
@@ -44,15 +45,14 @@ class Voice:
 
     @property
     def tract(self) -> float:
-        """Factor on all frequencies, from a shorter vocal tract."""
-        if self.age != "child":
-            return 1.0
-        return 1.3 if self.gender == "male" else 1.25
+        """Factor on all frequencies, from the length of the vocal tract."""
+        child = 1.3 if self.gender == "male" else 1.25
+        return {"child": child, "adult": 1.0, "old": 0.92}[self.age]
 
     @property
     def pitch(self) -> int:
         """espeak-ng's pitch."""
-        return {"child": 75, "adult": 50, "old": 42}[self.age]
+        return {"child": 75, "adult": 50, "old": 40}[self.age]
 
     @property
     def pace(self) -> float:
@@ -63,6 +63,11 @@ class Voice:
     def tremor(self) -> float:
         """Depth of the trembling of pitch and loudness, 0 to 1."""
         return 0.45 if self.age == "old" else 0.0
+
+    @property
+    def hoarseness(self) -> float:
+        """Loudness of the voice's noise, relative to the voice."""
+        return 0.4 if self.age == "old" else 0.0
 
 
 _AGES: tuple[Age, ...] = ("child", "adult", "old")
