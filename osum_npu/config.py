@@ -98,7 +98,6 @@ class Data:
 
     train: dict[str, Source] = Field(min_length=1, description="sources by name")
     dev: dict[str, Source] = Field(default_factory=dict, description="for the loss measured during training")
-    test: dict[str, Source] = Field(default_factory=dict, description="for the report after training")
     max_seconds: float = Field(default=30.0, gt=0, description="longer utterances are left out of training, and named")
     workers: int = Field(default=1, ge=0, description="processes that read sound; 0 reads in the training process")
 
@@ -218,7 +217,7 @@ def load_recipe(layers: Iterable[str | Path], overrides: Iterable[str] = ()) -> 
 
 def missing_files(recipe: Recipe) -> list[str]:
     """List what the recipe needs and is not there, in words."""
-    groups = {"train": recipe.data.train, "dev": recipe.data.dev, "test": recipe.data.test}
+    groups = {"train": recipe.data.train, "dev": recipe.data.dev}
     faults = [
         f"data.{group}.{name}.path: there is no manifest {source.path}"
         for group, sources in groups.items()

@@ -211,7 +211,7 @@ def test_overrides_reach_into_lists_and_new_mappings(layer):
             "stages.1.tasks.asr=5",
             "stages.1.betas=[0.8, 0.95]",
             "stages.0.spec_augment.time_masks=7",
-            "data.test.new.path=a",
+            "data.dev.new.path=a",
         ],
     )
     assert recipe.stages[1].tasks["asr"] == 5
@@ -219,7 +219,7 @@ def test_overrides_reach_into_lists_and_new_mappings(layer):
     assert recipe.stages[1].betas == (0.8, 0.95)
     assert recipe.stages[0].spec_augment.time_masks == 7
     assert recipe.stages[0].spec_augment.frequency_masks == load_recipe([layer]).stages[1].spec_augment.frequency_masks
-    assert recipe.data.test["new"].path == "a"
+    assert recipe.data.dev["new"].path == "a"
 
 
 def test_names_may_look_like_numbers(layer):

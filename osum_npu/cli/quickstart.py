@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if not (corpus / "test.jsonl").exists():
         synthesize(corpus, {"train": args.train, "dev": 200, "test": args.test})
     lap("corpus")
-    places = [f"out={args.out}", *(f"data.{s}.corpus.path={corpus / s}.jsonl" for s in ("train", "dev", "test"))]
+    places = [f"out={args.out}", *(f"data.{s}.corpus.path={corpus / s}.jsonl" for s in ("train", "dev"))]
     with as_file(files("osum_npu_recipes").joinpath("quickstart/recipe.yaml")) as path:
         recipe = load_recipe([path], [*places, *args.overrides])
     if args.steps is not None:

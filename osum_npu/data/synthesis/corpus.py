@@ -135,7 +135,7 @@ def make(job: Job) -> tuple[Wave, Utterance]:
     if style:
         wave = lay_under(wave, STYLES[style], rng)
     wave = wave * (10 ** rng.uniform(-0.8, -0.1) / max(float(np.abs(wave).max()), 1e-3))
-    wave += 10 ** rng.uniform(-3.5, -2.5) * rng.standard_normal(len(wave))
+    wave += 10 ** rng.uniform(-3.8, -2.8) * rng.standard_normal(len(wave))
     wave = np.clip(wave, -1, 1).astype(np.float32)
     return wave, Utterance(
         key=job.key,

@@ -43,8 +43,8 @@ def tremble(wave: Wave, depth: float, hertz: float) -> Wave:
 
 
 def hoarsen(wave: Wave, depth: float, rng: Generator) -> Wave:
-    """Roughen a voice with noise as loud as it is at each moment."""
-    return _wave(wave * (1 + depth * rng.standard_normal(len(wave))))
+    """Roughen a voice with noise that is at each moment up to ``depth`` times as loud as it."""
+    return _wave(wave * (1 + depth * rng.uniform(-1, 1, len(wave))))
 
 
 def _seconds(n: int) -> NDArray[np.float64]:

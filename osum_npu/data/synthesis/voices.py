@@ -66,8 +66,8 @@ class Voice:
 
     @property
     def hoarseness(self) -> float:
-        """Loudness of the voice's noise, relative to the voice."""
-        return 0.4 if self.age == "old" else 0.0
+        """Loudest noise of the voice, relative to it."""
+        return 0.6 if self.age == "old" else 0.0
 
 
 _AGES: tuple[Age, ...] = ("child", "adult", "old")
