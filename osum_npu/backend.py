@@ -48,7 +48,12 @@ class Backend:
     """What to do where it cannot run."""
 
     def unavailable(self) -> str:
-        """Say why this backend cannot run here; empty where it can."""
+        """Say why this backend cannot run here; empty where it can.
+
+        Sets the backend's environment variables first: what is imported to find out may read them.
+        """
+        for key, value in self.env.items():
+            os.environ.setdefault(key, value)
         if self.requires:
             try:
                 import_module(self.requires)
@@ -72,8 +77,6 @@ class Backend:
         Raises:
             ValueError: the backend cannot run here, has too few devices for this process, or ``OSUM_OPS`` is wrong.
         """
-        for key, value in self.env.items():
-            os.environ.setdefault(key, value)
         if reason := self.unavailable():
             raise ValueError(f"backend {self.name!r} cannot run here: {reason}. {self.mend}".rstrip())
         self.wake()

@@ -141,9 +141,35 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Returns:
         ``[…, C]`` in the dtype of ``x``: normalised in float32, rounded, then multiplied by ``weight``.
     """
+    return _rms_norm(x, weight, eps)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = _wide(x)
     normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (weight * normal.to(x.dtype)).to(x.dtype)
+
+
+def _add_rms_norm_cases(rng: Generator) -> Iterator[dict[str, Any]]:
+    for case in _rms_norm_cases(rng):
+        yield {"x": case["x"], "residual": torch.randn(case["x"].shape, generator=rng), **case}
+
+
+@op(cases=_add_rms_norm_cases)
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Add a layer's output to its residual stream and norm the sum.
+
+    Args:
+        x: ``[…, C]``.
+        residual: ``[…, C]``.
+        weight: ``[C]``, as of :func:`rms_norm`.
+        eps: likewise.
+
+    Returns:
+        (normed sum, sum), both ``[…, C]`` in the dtype of ``x``.
+    """
+    total = residual + x
+    return _rms_norm(total, weight, eps), total
 
 
 def _rotary_cases(rng: Generator) -> Iterator[dict[str, Any]]:

@@ -33,13 +33,17 @@ class Implementation(Generic[P, R]):
     """One way to compute an op."""
 
     provider: str
-    """A backend's name, or ``reference``."""
+    """Who brings it: a backend's name, ``reference``, or another package behind a backend."""
+    backend: str
+    """The backend whose tensors it takes; empty for any."""
     call: Callable[P, R]
     dtypes: tuple[torch.dtype, ...] = ()
     """Dtypes of the first argument that it takes; empty for any."""
     accepts: Callable[P, bool] | None = None
     """Whether it takes these arguments; its docstring says in words what it takes. None takes all."""
     tolerance: Mapping[torch.dtype, tuple[float, float]] = field(default_factory=lambda: TOLERANCE)
+    unavailable: Callable[[], str] = lambda: ""
+    """Says why it cannot run here, empty where it can; asked only where it is forced."""
 
     def refusal(self, dtype: torch.dtype, *args: P.args, **kwargs: P.kwargs) -> str:
         """Say why it does not take these arguments; empty where it does."""
@@ -75,7 +79,7 @@ class Op(Generic[P, R]):
         self.name = reference.__name__
         self.reference = reference
         self.cases = cases
-        self.implementations: dict[str, Implementation[P, R]] = {REFERENCE: Implementation(REFERENCE, reference)}
+        self.implementations: dict[str, Implementation[P, R]] = {REFERENCE: Implementation(REFERENCE, "", reference)}
         self.forced = ""
         self._first = next(iter(inspect.signature(reference).parameters))
         update_wrapper(self, reference)
@@ -87,6 +91,8 @@ class Op(Generic[P, R]):
         dtypes: tuple[torch.dtype, ...],
         accepts: Callable[P, bool] | None = None,
         tolerance: Mapping[torch.dtype, tuple[float, float]] | None = None,
+        provider: str = "",
+        unavailable: Callable[[], str] = lambda: "",
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Register a backend's implementation.
 
@@ -95,19 +101,22 @@ class Op(Generic[P, R]):
             dtypes: dtypes of the first argument that it takes.
             accepts: called with the arguments of the op, says whether it takes them; its docstring says so in words.
             tolerance: relative errors of values and gradients by dtype, where they differ from ``TOLERANCE``.
+            provider: who brings it, if not the backend itself; it then computes only where ``OSUM_OPS`` names it.
+            unavailable: says why a provider cannot run here, empty where it can.
 
         Raises:
-            ValueError: the backend has an implementation already, or the parameters are not those of the reference.
+            ValueError: the provider has an implementation already, or the parameters are not those of the reference.
         """
+        name = provider or backend
 
         def register(call: Callable[P, R]) -> Callable[P, R]:
-            if backend in self.implementations:
-                raise ValueError(f"op {self.name!r} has an implementation by {backend!r} already")
+            if name in self.implementations:
+                raise ValueError(f"op {self.name!r} has an implementation by {name!r} already")
             want, got = _parameters(self.reference), _parameters(call)
             if want != got:
-                raise ValueError(f"op {self.name!r} by {backend!r} has parameters {got}, its reference has {want}")
+                raise ValueError(f"op {self.name!r} by {name!r} has parameters {got}, its reference has {want}")
             table = {**TOLERANCE, **(tolerance or {})}
-            self.implementations[backend] = Implementation(backend, call, dtypes, accepts, table)
+            self.implementations[name] = Implementation(name, backend, call, dtypes, accepts, table, unavailable)
             return call
 
         return register
@@ -123,7 +132,7 @@ class Op(Generic[P, R]):
         implementation = self.implementations.get(self.forced or device)
         if implementation is None:
             refusal = f"{device} has no implementation"
-        elif self.forced not in ("", REFERENCE, device):
+        elif implementation.backend not in ("", device):
             refusal = f"the tensors are on {device}"
         else:
             refusal = implementation.refusal(x.dtype, *args, **kwargs)
@@ -180,6 +189,8 @@ def force(choices: str) -> None:
         if provider not in providers:
             known = ", ".join(providers)
             raise ValueError(f"{VARIABLE}={choices!r}: op {name!r} is provided by {known}, not by {provider!r}")
+        if reason := providers[provider].unavailable():
+            raise ValueError(f"{VARIABLE}={choices!r}: {provider!r} cannot run here: {reason}")
         forced[name] = provider
     for each in REGISTRY.values():
         each.forced = forced.get(each.name, "")

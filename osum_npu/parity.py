@@ -89,7 +89,7 @@ def check(
         theirs = _leaves(inputs, torch.device("cpu"), torch.float64)
         try:
             with torch.no_grad():
-                result = op.reference(**inputs).dtype
+                result = [each.dtype for each in _outputs(op.reference(**inputs))]
             forward, gradient = _compare(op, implementation, mine, theirs, result, rng)
         except Exception as error:  # a device that fails one case is still asked for the others
             fault = f"{type(error).__name__}: {error}"
@@ -121,17 +121,17 @@ def _compare(
     implementation: Implementation[..., Any],
     mine: Mapping[str, Any],
     theirs: Mapping[str, Any],
-    result: torch.dtype,
+    result: list[torch.dtype],
     rng: torch.Generator,
 ) -> tuple[float, float]:
-    """Return the relative error of the value and the worst of the gradients."""
-    want, got = op.reference(**theirs), implementation.call(**mine)
-    if got.dtype != result:
-        raise ValueError(f"the result is {got.dtype}, that of the reference {result}")
-    forward = relative_error(got, want)
-    slope = torch.randn(want.shape, generator=rng).to(got.dtype)
-    want.backward(slope.double())
-    got.backward(slope.to(got.device))
+    """Return the worst relative error of the values and of the gradients."""
+    wanted, gotten = _outputs(op.reference(**theirs)), _outputs(implementation.call(**mine))
+    if (dtypes := [each.dtype for each in gotten]) != result:
+        raise ValueError(f"the result is {dtypes}, that of the reference {result}")
+    forward = float(np.max([relative_error(got, want) for got, want in zip(gotten, wanted, strict=True)]))
+    slopes = [torch.randn(want.shape, generator=rng).to(got.dtype) for got, want in zip(gotten, wanted)]
+    torch.autograd.backward(wanted, [slope.double() for slope in slopes])
+    torch.autograd.backward(gotten, [slope.to(got.device) for got, slope in zip(gotten, slopes)])
     names = [name for name, x in theirs.items() if isinstance(x, Tensor) and x.requires_grad]
     truths = {name: theirs[name].grad for name in names}
     largest = max(_rms(truth) for truth in truths.values())
@@ -144,6 +144,10 @@ def _compare(
         difference = _largest_difference(_double(gradient), truth)
         errors.append(_ratio(difference, largest if scale < VANISHING * largest else scale))
     return forward, float(np.max(errors))  # which keeps a NaN, as max() does not
+
+
+def _outputs(result: Any) -> list[Tensor]:
+    return list(result) if isinstance(result, tuple) else [result]
 
 
 def _leaves(inputs: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

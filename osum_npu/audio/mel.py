@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 N_FFT = 400
@@ -63,10 +64,13 @@ def log_mel(wave_BS: Tensor, samples_B: Tensor, n_mels: int = 80) -> tuple[Tenso
     """
     device = wave_BS.device
     frames_B = samples_B // HOP
-    position = torch.arange(-(N_FFT // 2), wave_BS.shape[1] + N_FFT // 2, device=device)
-    last_B1 = samples_B[:, None] - 1
-    source = torch.minimum(position.abs(), 2 * last_B1 - position.abs()).clamp(min=0)
-    padded = wave_BS.float().gather(1, source)
+    half = N_FFT // 2
+    padded = F.pad(wave_BS.float(), (half, half))
+    # Only what lies around the ends is reflected: half a window before the start and behind the end of each.
+    before, behind = torch.arange(-half, 0, device=device), torch.arange(half, device=device)
+    edge_BE = torch.cat([before.expand(len(samples_B), -1), samples_B[:, None] + behind], dim=1)
+    mirrored_BE = torch.minimum(edge_BE.abs(), 2 * (samples_B[:, None] - 1) - edge_BE.abs()).clamp(min=0)
+    padded.scatter_(1, edge_BE + half, wave_BS.float().gather(1, mirrored_BE))
     with torch.autocast(device.type, enabled=False):
         spectrum = torch.stft(padded, N_FFT, HOP, window=_window(device), center=False, return_complex=True)
         power_BFT = spectrum.real.square() + spectrum.imag.square()

@@ -5,6 +5,7 @@ Shapes: B sequences, T positions, H heads, D head width, C channels.
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ _FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 # By name, not by shape: BitNet's feed-forward, Falcon-H1's and others look alike and compute something else.
 _NORMS = {f"{family}RMSNorm" for family in _FAMILIES}
 _FEED_FORWARDS = {f"{family}MLP" for family in _FAMILIES}
+_ATTENTIONS = {f"{family}Attention" for family in _FAMILIES}
+_LAYERS = {f"{family}DecoderLayer" for family in _FAMILIES}
 
 
 def _attention(
@@ -70,16 +73,55 @@ class GatedMLP(nn.Module):
         return self.down_proj(functional.swiglu(self.gate_proj(x_BTC), self.up_proj(x_BTC)))  # type: ignore[no-any-return,operator]
 
 
+def _attend(
+    self: Any,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    attention_mask: Tensor | None = None,
+    past_key_values: Any = None,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """Forward of an attention layer, by :func:`osum_npu.functional.rotary` and ``attention``."""
+    settings.pop("position_ids", None)
+    heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+    query_BTHD, key_BTKD, value_BTKD = (
+        project(hidden_states).view(heads) for project in (self.q_proj, self.k_proj, self.v_proj)
+    )
+    if hasattr(self, "q_norm"):
+        query_BTHD, key_BTKD = self.q_norm(query_BTHD), self.k_norm(key_BTKD)
+    cos_BTD, sin_BTD = position_embeddings
+    query_BHTD = functional.rotary(query_BTHD, cos_BTD, sin_BTD).transpose(1, 2)
+    key_BKTD = functional.rotary(key_BTKD, cos_BTD, sin_BTD).transpose(1, 2)
+    value_BKTD = value_BTKD.transpose(1, 2)
+    if past_key_values is not None:
+        key_BKTD, value_BKTD = past_key_values.update(key_BKTD, value_BKTD, self.layer_idx)
+    out_BTHD, _ = _attention(self, query_BHTD, key_BKTD, value_BKTD, attention_mask, self.scaling, **settings)
+    return self.o_proj(out_BTHD.flatten(2)), None
+
+
+def _decode_layer(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **settings: Any) -> Tensor:
+    """Forward of a decoder layer, by :func:`osum_npu.functional.add_rms_norm`."""
+    out_BTC, _ = self.self_attn(self.input_layernorm(hidden_states), attention_mask=attention_mask, **settings)
+    norm = self.post_attention_layernorm
+    normed_BTC, sum_BTC = functional.add_rms_norm(out_BTC, hidden_states, norm.weight, norm.eps)
+    return sum_BTC + self.mlp(normed_BTC)  # type: ignore[no-any-return]
+
+
 def use_own_ops(llm: PreTrainedModel) -> PreTrainedModel:
     """Make a model of transformers compute with this project's ops, in place; weights and their names stay.
 
-    Attention is replaced in any decoder, norms and feed-forwards in those families that are known to compute the same.
+    Attention is replaced in any decoder; rotary positions, norms, feed-forwards and the sums between them in those
+    families that are known to compute the same.
     """
     llm.set_attn_implementation(ATTENTION)
     for name, module in list(llm.named_modules()):
         parent, _, child = name.rpartition(".")
         kind = type(module).__name__
-        if kind in _NORMS:
+        if kind in _ATTENTIONS:
+            module.forward = MethodType(_attend, module)
+        elif kind in _LAYERS:
+            module.forward = MethodType(_decode_layer, module)
+        elif kind in _NORMS:
             setattr(llm.get_submodule(parent), child, RMSNorm(module.weight, module.variance_epsilon))
         elif kind in _FEED_FORWARDS and llm.config.hidden_act == "silu":
             setattr(llm.get_submodule(parent), child, GatedMLP(module))

@@ -139,11 +139,12 @@ def test_every_layer_computes_with_the_ops(monkeypatch):
         monkeypatch.setattr(functional, name, call)
 
     mine = ours(plain("qwen3"))
-    spy("attention"), spy("rms_norm"), spy("swiglu")
+    names = ("attention", "rotary", "rms_norm", "add_rms_norm", "swiglu")
+    for name in names:
+        spy(name)
     ids, mask, positions = batch("left")
     logits(mine, ids, mask, positions)
-    counts = {name: calls.count(name) for name in ("attention", "rms_norm", "swiglu")}
-    assert counts == {"attention": LAYERS, "rms_norm": 4 * LAYERS + 1, "swiglu": LAYERS}
+    assert [calls.count(name) for name in names] == [LAYERS, 2 * LAYERS, 3 * LAYERS + 1, LAYERS, LAYERS]
     calls.clear()
     mine.generate(input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False, pad_token_id=0)
     assert calls.count("attention") == 4 * LAYERS

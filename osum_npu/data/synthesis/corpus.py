@@ -1,8 +1,8 @@
 """A labelled corpus for a machine with nothing on it: sentences of a grammar, spoken by espeak-ng.
 
-Every utterance has a transcript, word times, gender and age. One in four is a question with its reply. Of the others,
-every second has an event, every second an emotion and every second a style, in all combinations. Test and dev have
-sentences and voices of their own.
+Every utterance has a transcript, word times, gender and age. Three in ten are questions with their replies. Of the
+others, every second has an event, every second an emotion and every second a style, in all combinations. Test and dev
+have sentences and voices of their own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from osum_npu.data.synthesis.voices import VOICES, Voice
 from osum_npu.tasks import Utterance, Word, split_words
 
 _LANGUAGES = {"en": "en-us", "zh": "cmn"}
-_QUESTIONS = 0.25
+_QUESTIONS = 0.3
 """Share of the utterances that are questions."""
 _LABELS = {"event": tuple(EVENTS), "emotion": tuple(EMOTIONS), "style": tuple(STYLES)}
 
