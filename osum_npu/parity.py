@@ -7,7 +7,7 @@ means nothing near zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,12 @@ the query, say) and is measured against the largest."""
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One implementation on one case."""
+    """One thing computed, on one case."""
 
-    op: str
+    level: str
+    """``ops``, ``modules``, ``model`` or ``run``."""
+    name: str
+    """The op or module."""
     backend: str
     """Type of the device."""
     provider: str
@@ -61,8 +64,16 @@ def relative_error(got: Tensor | np.ndarray[Any, Any], want: Tensor | np.ndarray
     return _ratio(_largest_difference(got, want), _rms(want))
 
 
+Record = Callable[[str, Tensor], None]
+"""Takes what a device computed, each tensor under a name of its own."""
+
+
 def check(
-    op: Op[..., Any], implementation: Implementation[..., Any], dtype: torch.dtype, device: torch.device
+    op: Op[..., Any],
+    implementation: Implementation[..., Any],
+    dtype: torch.dtype,
+    device: torch.device,
+    record: Record = lambda _name, _tensor: None,
 ) -> list[Row]:
     """Hold an implementation to its op's reference on all cases that it takes.
 
@@ -73,6 +84,7 @@ def check(
         implementation: one of it, or its reference to see how that fares on ``device``.
         dtype: dtype of all floating inputs.
         device: where the implementation runs.
+        record: gets all values and gradients that the implementation computed.
 
     Returns:
         One row a case; none where it takes no case.
@@ -90,15 +102,19 @@ def check(
         try:
             with torch.no_grad():
                 result = [each.dtype for each in _outputs(op.reference(**inputs))]
-            forward, gradient = _compare(op, implementation, mine, theirs, result, rng)
+            wanted, gotten = _outputs(op.reference(**theirs)), _outputs(implementation.call(**mine))
+            forward, gradient = compare(gotten, wanted, mine, theirs, result, rng)
+            tag = f"ops/{op.name}/{short(dtype)}/{number}"
+            record_all(record, tag, gotten, mine)
         except Exception as error:  # a device that fails one case is still asked for the others
             fault = f"{type(error).__name__}: {error}"
         rows.append(
             Row(
-                op=op.name,
+                level="ops",
+                name=op.name,
                 backend=device.type,
                 provider=implementation.provider,
-                dtype=str(dtype).removeprefix("torch."),
+                dtype=short(dtype),
                 case=f"{number}: " + ", ".join(f"{k}={_word(v)}" for k, v in case.items()),
                 forward_error=forward,
                 gradient_error=gradient,
@@ -110,24 +126,47 @@ def check(
     return rows
 
 
+def record_all(record: Record, tag: str, values: Sequence[Tensor], inputs: Mapping[str, Any]) -> None:
+    """Record values, and the gradients of inputs."""
+    for i, value in enumerate(values):
+        record(f"{tag}/value{i}", value)
+    for name, x in inputs.items():
+        if isinstance(x, Tensor) and x.grad is not None:
+            record(f"{tag}/gradient of {name}", x.grad)
+
+
 def serving(op: Op[..., Any], dtype: torch.dtype, device: torch.device) -> Implementation[..., Any]:
     """Return the implementation that serves ``dtype`` on ``device``: the device's own, or else the reference."""
     own = op.implementations.get(device.type)
     return own if own is not None and dtype in own.dtypes else op.implementations[REFERENCE]
 
 
-def _compare(
-    op: Op[..., Any],
-    implementation: Implementation[..., Any],
+def compare(
+    gotten: Sequence[Tensor],
+    wanted: Sequence[Tensor],
     mine: Mapping[str, Any],
     theirs: Mapping[str, Any],
-    result: list[torch.dtype],
+    dtypes: Sequence[torch.dtype],
     rng: torch.Generator,
 ) -> tuple[float, float]:
-    """Return the worst relative error of the values and of the gradients."""
-    wanted, gotten = _outputs(op.reference(**theirs)), _outputs(implementation.call(**mine))
-    if (dtypes := [each.dtype for each in gotten]) != result:
-        raise ValueError(f"the result is {dtypes}, that of the reference {result}")
+    """Compare values, send the same random slopes back through both, and compare the gradients.
+
+    Args:
+        gotten: results.
+        wanted: those of the reference, in float64.
+        mine: by name, what ``gotten`` was computed from; its leaves get their gradients.
+        theirs: likewise of ``wanted``.
+        dtypes: those that ``gotten`` must have.
+        rng: draws the slopes.
+
+    Returns:
+        The worst relative error of the values, and of the gradients.
+
+    Raises:
+        ValueError: a result has another dtype or shape, or no gradient reached an input.
+    """
+    if (found := [each.dtype for each in gotten]) != list(dtypes):
+        raise ValueError(f"the result is {_words(found)}, that of the reference {_words(dtypes)}")
     forward = float(np.max([relative_error(got, want) for got, want in zip(gotten, wanted, strict=True)]))
     slopes = [torch.randn(want.shape, generator=rng).to(got.dtype) for got, want in zip(gotten, wanted)]
     torch.autograd.backward(wanted, [slope.double() for slope in slopes])
@@ -148,6 +187,15 @@ def _compare(
 
 def _outputs(result: Any) -> list[Tensor]:
     return list(result) if isinstance(result, tuple) else [result]
+
+
+def short(dtype: torch.dtype) -> str:
+    """Write a dtype without ``torch.``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _words(dtypes: Sequence[torch.dtype]) -> str:
+    return ", ".join(map(str, dtypes))
 
 
 def _leaves(inputs: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
