@@ -1,5 +1,6 @@
 # make quickstart    train a small model from nothing and score it, on this machine
 # make test          lint, types and tests;  make test-slow: the tests that take minutes;  make lint: the first two
+# make test-npu      the tests on an emulated Ascend NPU, with the real torch_npu, in an environment of their own
 # make venv          only install;  make clean: remove what was installed and cached, never runs/
 #
 # All of it uses .venv, which is made once and again when pyproject.toml or the pinned versions change. A .venv that is
@@ -9,14 +10,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PINS := requirements/constraints.txt
-INSTALL := $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -c $(PINS)
+INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --disable-pip-version-check -c $(PINS)
 # One thread a process: two processes of tests side by side are faster than one with two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 FITS := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))
 PYTHON ?= $(shell for python in python3.11 python3; do $$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: quickstart test test-slow lint venv clean
+.PHONY: quickstart test test-slow test-npu lint venv clean
 
 quickstart: $(READY)
 	@$(BIN)/osum-npu quickstart
@@ -26,6 +27,18 @@ test: lint
 
 test-slow: $(READY)
 	@$(PYTEST) -m slow
+
+NPU_VENV := .venv-npu
+NPU_INSTALL := $(NPU_VENV)/bin/python -m pip install -qq --no-compile --no-input --disable-pip-version-check -c $(PINS)
+
+test-npu: $(NPU_VENV)/.ready
+	@OMP_NUM_THREADS=1 $(NPU_VENV)/bin/python tests/npu_emulator run -- pytest -q -n 2 --dist loadfile -m emulated_npu tests/npu
+
+$(NPU_VENV)/.ready: pyproject.toml $(PINS)
+	@test -x $(NPU_VENV)/bin/python || $(PYTHON) -m venv $(NPU_VENV)
+	@$(NPU_INSTALL) torch
+	@$(NPU_INSTALL) -e '.[npu,train,eval,dev]'
+	@touch $@
 
 lint: $(READY)
 	@$(BIN)/ruff check
@@ -43,5 +56,5 @@ $(READY): pyproject.toml $(PINS)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage *.egg-info
+	rm -rf $(VENV) $(NPU_VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
