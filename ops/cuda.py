@@ -46,6 +46,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
+def _same_dtypes(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> bool:  # noqa: ARG001
+    """Summands and weight of one dtype."""
+    return residual.dtype == weight.dtype == x.dtype
+
+
+@functional.add_rms_norm.impl("cuda", dtypes=ALL, accepts=_same_dtypes)
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """A sum and one kernel."""
+    total = residual + x
+    return F.rms_norm(total, weight.shape, weight, eps), total
+
+
 @functional.swiglu.impl("cuda", dtypes=HALF, tolerance={torch.bfloat16: (6e-2, 6e-2), torch.float16: (1e-2, 1e-2)})
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """Rounds once more than the reference, and moves half the bytes."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 
 import torch
 
@@ -44,14 +45,18 @@ class Backend:
     """Environment variables set before the device wakes, unless the user has set them."""
     wake: Callable[[], None] = lambda: None
     """Called before its first use in a process, to set what has no environment variable."""
+    diagnose: Callable[[], Mapping[str, str]] = dict
+    """Says, by name, what else decides how it runs: versions that must match, settings. Works where it cannot run."""
     mend: str = ""
     """What to do where it cannot run."""
 
     def unavailable(self) -> str:
         """Say why this backend cannot run here; empty where it can.
 
-        Sets the backend's environment variables first: what is imported to find out may read them.
+        Where its module is installed, the backend's environment variables are set first: the import may read them.
         """
+        if self.requires and find_spec(self.requires) is None:
+            return f"import {self.requires} failed: No module named {self.requires!r}"
         for key, value in self.env.items():
             os.environ.setdefault(key, value)
         if self.requires:

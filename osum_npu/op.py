@@ -7,7 +7,8 @@ tests are made from the registry. Implementations register when their backend is
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import update_wrapper
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
@@ -172,6 +173,19 @@ def op(*, cases: Callable[[torch.Generator], Iterable[dict[str, Any]]]) -> Calla
         return made
 
     return make
+
+
+@contextmanager
+def references() -> Iterator[None]:
+    """Compute every op by its reference, whatever else could."""
+    before = {name: each.forced for name, each in REGISTRY.items()}
+    try:
+        for each in REGISTRY.values():
+            each.forced = REFERENCE
+        yield
+    finally:
+        for name, forced in before.items():
+            REGISTRY[name].forced = forced
 
 
 def force(choices: str) -> None:

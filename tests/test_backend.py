@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import EntryPoint
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -47,10 +49,10 @@ def plugins(monkeypatch):
     return install
 
 
-def test_this_project_brings_cpu_and_cuda():
-    assert {"cpu", "cuda"} <= set(backend.installed())
+def test_this_project_brings_cpu_cuda_and_npu():
+    assert {"cpu", "cuda", "npu"} <= set(backend.installed())
     assert backend.load("cpu").dtypes[0] == torch.float32
-    assert backend.load("cuda").dtypes[0] == torch.bfloat16
+    assert backend.load("cuda").dtypes[0] == backend.load("npu").dtypes[0] == torch.bfloat16
 
 
 def test_cpu_activates_and_brings_its_ops():
@@ -75,14 +77,20 @@ def test_a_named_backend_never_falls_back(plugins, monkeypatch):
     assert chosen is GHOST
     with pytest.raises(ValueError, match=r"'ghost' cannot run here: import no_such_driver failed: .*Dim the light\."):
         chosen.activate()
-    monkeypatch.delenv("GHOST_LIGHT")  # set on the way, before the driver would wake
+    assert "GHOST_LIGHT" not in os.environ  # only what is installed is prepared for
 
 
-def test_environment_defaults_give_way_to_the_user(plugins, monkeypatch):
-    monkeypatch.setenv("GHOST_LIGHT", "off")
-    with pytest.raises(ValueError, match="ghost"):
-        GHOST.activate()
-    assert os.environ["GHOST_LIGHT"] == "off"
+def test_environment_defaults_are_set_before_the_driver_and_give_way_to_the_user(monkeypatch, tmp_path):
+    (tmp_path / "late_driver.py").write_text("import os; raise OSError(os.environ['GHOST_LIGHT'])", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    late = replace(GHOST, requires="late_driver")
+    monkeypatch.setenv("GHOST_LIGHT", "")
+    del os.environ["GHOST_LIGHT"]
+    with pytest.raises(ValueError, match="late_driver failed: on"):
+        late.activate()
+    os.environ["GHOST_LIGHT"] = "off"
+    with pytest.raises(ValueError, match="late_driver failed: off"):
+        late.activate()
 
 
 @pytest.mark.parametrize(
@@ -116,6 +124,25 @@ def test_cuda_says_why_it_cannot_run_and_the_mend(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(ValueError, match=r"sees no cuda device with CUDA_VISIBLE_DEVICES=''\. Install a CUDA build"):
         backend.load("cuda").activate()
+
+
+@pytest.mark.skipif(find_spec("torch_npu") is not None, reason="torch_npu is installed")
+def test_npu_says_what_is_missing_and_nothing_runs_on_the_host_instead(monkeypatch, tmp_path):
+    monkeypatch.setenv(backend.VARIABLE, "npu")
+    words = r"'npu' cannot run here: import torch_npu failed: No module named 'torch_npu'\. Install CANN"
+    with pytest.raises(ValueError, match=words):
+        backend.current().activate()
+    facts = backend.load("npu").diagnose()
+    minor = ".".join(torch.__version__.split(".")[:2])
+    assert f"pip install 'torch-npu=={minor}.*'" in facts["torch_npu"]
+
+
+def test_only_one_name_of_the_allocator_is_set():
+    code = "import os; from osum_npu_backends.npu import NPU; print('PYTORCH_NPU_ALLOC_CONF' in NPU.env)"
+    for name, wanted in (("PYTORCH_ALLOC_CONF", "False"), ("SOMETHING_ELSE", "True")):
+        env = {k: v for k, v in os.environ.items() if not k.endswith("ALLOC_CONF")} | {name: "max_split_size_mb:64"}
+        out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+        assert out.strip() == wanted
 
 
 class TwoDevices:

@@ -190,6 +190,17 @@ def test_dispatch_costs_microseconds():
     assert seconds < 20e-6  # about one on a desktop
 
 
+def test_dispatch_leaves_no_break_in_a_compiled_graph():
+    def layer(x, weight):
+        mixed = functional.attention(x, x, x, causal=True).flatten(2)
+        return functional.swiglu(functional.rms_norm(mixed, weight, 1e-6), mixed)
+
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = torch.randn(2, 5, 3, 16, dtype=dtype), torch.ones(48, dtype=dtype)
+        compiled = torch.compile(layer, fullgraph=True, backend="eager")
+        assert torch.equal(compiled(x, weight), layer(x, weight))
+
+
 # -- what the ops mean
 
 

@@ -1,6 +1,7 @@
 """A corpus of tones and a recipe that trains on it within a second."""
 
 import os
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -133,6 +134,31 @@ def one_thread():
         yield
     finally:
         torch.set_num_threads(before)
+
+
+WITHOUT_CHANCE = (
+    "model.encoder.dropout=0.0",
+    "model.adapter.dropout=0.0",
+    "model.lora.dropout=0.0",
+    "stages.1.spec_augment=null",
+)
+"""Overrides of the tiny recipe after which a training draws no random numbers, whose order differs by device."""
+
+
+def torchrun(*words, processes, env=None):
+    """Run the command line in several processes, which meet on a free port of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    call = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "OSUM_BACKEND": "cpu", **(env or {})}
+    return subprocess.run([*call, "-m", "osum_npu", *map(str, words)], capture_output=True, text=True, env=variables)
+
+
+def python(*words, env=None):
+    """Run Python in a process of its own."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=variables)
 
 
 def osum_npu(*words, start=False, env=None):

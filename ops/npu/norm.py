@@ -18,7 +18,7 @@ def _accepts(x: Tensor, weight: Tensor, eps: float) -> bool:  # noqa: ARG001  an
     return 2 <= x.ndim <= MOST_AXES
 
 
-@functional.rms_norm.impl("npu", dtypes=ALL, accepts=_accepts, tolerance={torch.bfloat16: (3e-2, 6e-2)})
+@functional.rms_norm.impl("npu", dtypes=ALL, accepts=_accepts)
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """One kernel; rounds once, after the weight."""
     # The kernel reads the weight as if it had the dtype of x.
@@ -32,6 +32,9 @@ def _accepts_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> boo
 
 @functional.add_rms_norm.impl("npu", dtypes=ALL, accepts=_accepts_add)
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """One kernel; reads and writes the sum once."""
+    """One kernel without gradients, which torch_npu has not for it; with them a sum and the kernel of the norm."""
+    if torch.is_grad_enabled() and any(each.requires_grad for each in (x, residual, weight)):
+        total = residual + x
+        return rms_norm(total, weight, eps), total
     normal, _, total = torch_npu.npu_add_rms_norm(x, residual, weight.to(x.dtype), epsilon=eps)
     return normal, total

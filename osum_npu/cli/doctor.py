@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print the diagnosis; return 0 if the chosen backend can run, else 1."""
-    report = diagnose()
+    with redirect_stdout(sys.stderr):  # a device's package may print what is no JSON
+        report = diagnose()
     print(json.dumps(report, ensure_ascii=False, indent=2) if args.json else render(report))
     return 0 if report["runs"] else 1
 
@@ -44,6 +46,8 @@ def diagnose() -> dict[str, Any]:
         "fault": "",
         "device": None,
         "ops": [],
+        "providers": [],
+        "self_test": None,
     }
     try:
         chosen = backend.current()
@@ -51,7 +55,9 @@ def diagnose() -> dict[str, Any]:
         device = chosen.activate()
         report["device"] = _device(device)
         report["ops"] = _ops(chosen, device)
-        report["runs"] = True
+        report["providers"] = _others(chosen)
+        report["self_test"] = _self_test(device)
+        report["runs"] = report["self_test"]["ok"]
     except ValueError as fault:
         report["fault"] = str(fault)
     return report
@@ -70,6 +76,7 @@ def render(report: dict[str, Any]) -> str:
         lines.append(f"  {each['name']:<8} {'can run' if not each['reason'] else 'cannot run: ' + each['reason']}")
         if each["reason"] and each["mend"]:
             lines.append(f"  {'':<8} {each['mend']}")
+        lines += [f"  {'':<8} {name}: {value}" for name, value in each["facts"].items()]
     lines += ["", f"chosen: {report['chosen'] or 'none'} (OSUM_BACKEND={report['wanted']})"]
     if report["device"]:
         memory = report["device"]["memory_gib"]
@@ -79,6 +86,16 @@ def render(report: dict[str, Any]) -> str:
     if report["ops"]:
         lines += ["", f"ops in {report['ops'][0]['dtype']}"]
         lines += [f"  {each['op']:<22} {each['provider']:<12} {each['reason']}" for each in report["ops"]]
+    for each in report["providers"]:
+        lines.append(
+            f"  {each['op']:<22} {each['provider']:<12} {each['reason'] or 'can run, where OSUM_OPS names it'}"
+        )
+    if test := report["self_test"]:
+        found = f"loss off by {test['loss_error']:.1e}, gradients by {test['gradient_error']:.1e}"
+        lines += [
+            "",
+            f"self-test, a small model in float32: {'ok' if test['ok'] else 'FAILED'}, {test['fault'] or found}",
+        ]
     return "\n".join(lines)
 
 
@@ -107,8 +124,8 @@ def _ask(name: str) -> dict[str, Any]:
     try:
         found = backend.load(name)
     except ValueError as fault:
-        return {"name": name, "reason": str(fault), "mend": ""}
-    return {"name": name, "reason": found.unavailable(), "mend": found.mend}
+        return {"name": name, "reason": str(fault), "mend": "", "facts": {}}
+    return {"name": name, "reason": found.unavailable(), "mend": found.mend, "facts": dict(found.diagnose())}
 
 
 def _device(device: torch.device) -> dict[str, Any]:
@@ -119,6 +136,33 @@ def _device(device: torch.device) -> dict[str, Any]:
     if hasattr(module, "mem_get_info"):
         described["memory_gib"] = round(module.mem_get_info(device)[1] / 2**30, 1)
     return described
+
+
+def _others(chosen: Backend) -> list[dict[str, str]]:
+    """List providers behind the backend's own, which compute only where they are asked for."""
+    from osum_npu.op import REGISTRY
+
+    return [
+        {"op": op.name, "provider": name, "reason": one.unavailable()}
+        for op in REGISTRY.values()
+        for name, one in op.implementations.items()
+        if one.backend == chosen.name != name
+    ]
+
+
+def _self_test(device: torch.device) -> dict[str, Any]:
+    """Compare loss and gradients of a small model with those of the host."""
+    import torch
+
+    from osum_npu.comparison.training import check_model
+
+    (row,) = check_model(torch.float32, device, lambda _name, _tensor: None)
+    return {
+        "ok": row.ok,
+        "loss_error": row.forward_error if row.ok else None,
+        "gradient_error": row.gradient_error if row.ok else None,
+        "fault": row.fault or ("" if row.ok else f"off by {row.forward_error:.1e} and {row.gradient_error:.1e}"),
+    }
 
 
 def _ops(chosen: Backend, device: torch.device) -> list[dict[str, str]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from osum_npu import op
 from osum_npu.comparison.formula import fill, integers, tensor
 from osum_npu.models.adapters import OsumAdapterConfig
 from osum_npu.models.layout import Layout, lay_out
@@ -154,7 +155,8 @@ def train_both(dtype: torch.dtype, device: torch.device, steps: int, record: Rec
         record: gets the losses of the device.
     """
     fault, mine = "", [math.nan]
-    theirs = list(_losses(torch.device("cpu"), torch.float32, steps))
+    with op.references():
+        theirs = list(_losses(torch.device("cpu"), torch.float32, steps))
     try:
         mine = list(_losses(device, dtype, steps))
         record(f"run/training/{short(dtype)}/0/value0", torch.tensor(mine))

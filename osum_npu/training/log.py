@@ -64,6 +64,25 @@ class Log:
             self.board.close()
 
 
+class Silence(Log):
+    """The log of a rank that writes nothing."""
+
+    def __init__(self) -> None:
+        """Open nothing."""
+
+    def advance(self, stage: str) -> None:
+        """Show nothing."""
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Write nothing."""
+
+    def say(self, message: str) -> None:
+        """Say nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Read a log; a last line torn by a kill is left out."""
     rows = []

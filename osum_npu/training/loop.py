@@ -25,8 +25,9 @@ from osum_npu.models.layout import lay_out
 from osum_npu.models.speech_llm import SpeechLLM, SpeechLLMOutput
 from osum_npu.training.build import build
 from osum_npu.training.card import model_card
-from osum_npu.training.log import Log
+from osum_npu.training.log import Log, Silence
 from osum_npu.training.optimizer import Optimizers, freeze, schedule
+from osum_npu.training.ranks import Ranks
 from osum_npu.training.state import Progress, checkpoints, load_tensors, read_progress, restore_rng, save_state
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -66,11 +67,10 @@ class _Run:
     """One process's part of a run."""
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
-        if launch.read().world_size > 1:
-            raise ValueError("training runs in one process; start it without torchrun")
         self.recipe, self.out = recipe, out
         chosen = backend.current()
         self.device = chosen.activate()
+        self.ranks = Ranks(launch.read(), chosen.collective, self.device)
         self.dtype = _DTYPES.get(recipe.precision, chosen.dtypes[0])
         self.skipped: list[str] = []
         self.train_sources = self._read(recipe.data.train)
@@ -95,19 +95,23 @@ class _Run:
             progress, state = read_progress(found[-1]), load_tensors(found[-1])
             self.model.load_state_dict(state["model"])
             self.skipped = [*self._named(), *self.skipped]
-        self.log = Log(self.out, recipe.steps, progress.step)
+        self.log = Log(self.out, recipe.steps, progress.step) if self.ranks.leads else Silence()
         self._report_skipped()
-        self.log.say(f"{self.device}, {str(self.dtype).removeprefix('torch.')}, {_millions(self.model)} parameters")
+        devices = f"{self.device}" if self.ranks.size == 1 else f"{self.ranks.size} × {self.device.type}"
+        self.log.say(f"{devices}, {str(self.dtype).removeprefix('torch.')}, {_millions(self.model)} parameters")
         try:
             for index in range(progress.stage, len(recipe.stages)):
                 if index > progress.stage:
                     progress = Progress(stage=index, step=progress.step)
                 progress = self._stage(recipe.stages[index], progress, state)
                 state = None
+            self.skipped = self.ranks.gather(self.skipped)
         finally:
             self._report_skipped()
             self.log.close()
-        save_model(self.model, self.tokenizer, self.out / "model", model_card(recipe))
+        if self.ranks.leads:
+            save_model(self.model, self.tokenizer, self.out / "model", model_card(recipe))
+        self.ranks.leave()
         return self.out / "model"
 
     def _stage(self, stage: Stage, progress: Progress, state: dict[str, Any] | None) -> Progress:
@@ -126,6 +130,7 @@ class _Run:
             step = next(feed)
             factor = schedule(stage, progress.stage_step)
             losses = self._backward(stage, step)
+            self.ranks.add_gradients(parameters)
             norm = torch.nn.utils.clip_grad_norm_(parameters, stage.clip)
             if torch.isfinite(norm):
                 optimizer.step(factor)
@@ -139,7 +144,7 @@ class _Run:
                     )
             optimizer.zero_grad()
             progress = Progress(progress.stage, progress.stage_step + 1, progress.step + 1, step.after)
-            sound += sum(batch.seconds for batch in step.batches)
+            sound += sum(batch.seconds for batch in step.batches) * self.ranks.size
             if progress.step % recipe.log_every == 0:
                 elapsed = time.perf_counter() - began
                 row = {
@@ -155,9 +160,10 @@ class _Run:
                 began, sound = time.perf_counter(), 0.0
             self.log.advance(stage.name)
             finished = progress.stage_step == stage.steps
-            if (finished or progress.step % recipe.dev_every == 0) and _serves(self.dev_sources, stage):
+            measured = finished or progress.step % recipe.dev_every == 0
+            if measured and self.ranks.leads and _serves(self.dev_sources, stage):
                 self.log.row({"stage": stage.name, "step": progress.step, "dev_loss": self._dev_loss(stage)})
-            if finished or progress.step % recipe.checkpoint_every == 0:
+            if self.ranks.leads and (finished or progress.step % recipe.checkpoint_every == 0):
                 folder = self.out / "checkpoints"
                 save_state(folder, progress, self.model, optimizer, self.device, recipe.keep_checkpoints)
                 self._name_skipped()
@@ -172,6 +178,8 @@ class _Run:
             micro_batch_seconds=stage.micro_batch_seconds,
             shortest_first=stage.shortest_first,
             start=progress.position,
+            rank=self.ranks.rank,
+            world_size=self.ranks.size,
             workers=self.recipe.data.workers,
         )
 
@@ -185,16 +193,15 @@ class _Run:
         )
 
     def _backward(self, stage: Stage, step: Step) -> dict[str, Tensor]:
-        """Add up the gradients of a step; losses are means over all its tokens, however it is cut."""
+        """Add up this rank's gradients of a step; losses are means over all its tokens, however it is cut."""
         batches = [batch for batch in step.batches if batch.examples]
         for batch in step.batches:
             self.skipped += batch.skipped
-        labels = max(1, sum(batch.label_count for batch in batches))
-        units = (
-            max(1, sum(len(self.model.ctc_targets(t)) for batch in batches for t in batch.spellings))
-            if stage.ctc_weight
-            else 1
+        spellings = [t for batch in batches for t in batch.spellings] if stage.ctc_weight else []
+        labels, units = self.ranks.counts(
+            sum(batch.label_count for batch in batches), sum(len(self.model.ctc_targets(t)) for t in spellings)
         )
+        labels, units = max(1, labels), max(1, units)
         total, ctc_total = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for batch in batches:
             output = self._forward(stage, batch)
@@ -205,8 +212,8 @@ class _Run:
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
             total += output.loss_sum.detach()
-        losses = {"loss": total / labels} if stage.llm_weight else {}
-        return {**losses, "ctc_loss": ctc_total / units} if stage.ctc_weight else losses
+        losses = {"loss": self.ranks.add(total) / labels} if stage.llm_weight else {}
+        return {**losses, "ctc_loss": self.ranks.add(ctc_total) / units} if stage.ctc_weight else losses
 
     def _forward(self, stage: Stage, batch: Batch) -> SpeechLLMOutput:
         model = self.model
@@ -264,7 +271,7 @@ class _Run:
     def _name_skipped(self) -> list[str]:
         """Name what was left out in ``out/skipped.txt``, each once."""
         lines = list(dict.fromkeys(self.skipped))
-        if lines:
+        if lines and self.ranks.leads:
             write_text(self.out / "skipped.txt", "\n".join(lines) + "\n")
         return lines
 

@@ -1,0 +1,85 @@
+"""The processes of a training, which learn as one: gradients of a step add up over all of them.
+
+Every rank holds the whole model and computes its share of each step; losses are divided by the tokens of all ranks, so
+the sum of the gradients is that of one process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from osum_npu.launch import World
+
+
+class Ranks:
+    """This process among the others. Alone, nothing is sent."""
+
+    def __init__(self, world: World, collective: str, device: torch.device) -> None:
+        """Join the others.
+
+        Args:
+            world: which of how many processes this one is.
+            collective: backend of ``torch.distributed``.
+            device: of this process.
+        """
+        self.rank, self.size, self.device = world.rank, world.world_size, device
+        if self.size > 1 and not dist.is_initialized():
+            os.environ |= {"MASTER_ADDR": world.master_addr, "MASTER_PORT": str(world.master_port)}
+            dist.init_process_group(collective, rank=self.rank, world_size=self.size)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and speaks to people."""
+        return self.rank == 0
+
+    def counts(self, *numbers: int) -> list[int]:
+        """Add up integers over all ranks."""
+        if self.size == 1:
+            return list(numbers)
+        total = torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        dist.all_reduce(total)
+        return [int(n) for n in total.tolist()]
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """Add up a tensor over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Add up gradients over all ranks; a parameter that no rank has used keeps none."""
+        if self.size == 1:
+            return
+        for _, group in groupby(sorted(parameters, key=_dtype), key=_dtype):
+            mine = list(group)
+            used = torch.tensor([p.grad is not None for p in mine], dtype=mine[0].dtype, device=self.device)
+            pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in mine]
+            flat = torch.cat([used, *(piece.reshape(-1) for piece in pieces)])
+            dist.all_reduce(flat)
+            total = torch.split(flat[len(mine) :], [p.numel() for p in mine])
+            for parameter, piece, anywhere in zip(mine, total, flat[: len(mine)].tolist()):
+                parameter.grad = piece.view_as(parameter) if anywhere else None
+
+    def gather(self, lines: Sequence[str]) -> list[str]:
+        """Bring the lines of all ranks together, on every rank."""
+        if self.size == 1:
+            return list(lines)
+        everyone: list[list[str]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(everyone, list(lines))
+        return [line for theirs in everyone for line in theirs]
+
+    def leave(self) -> None:
+        """Wait for the others, and part."""
+        if self.size > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
+
+def _dtype(parameter: nn.Parameter) -> str:
+    return str(parameter.dtype)
