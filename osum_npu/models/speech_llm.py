@@ -315,8 +315,8 @@ def make_config(
 ) -> SpeechLLMConfig:
     """Make a model configuration of typed parts."""
     return SpeechLLMConfig(
-        encoder=asdict(encoder),
-        adapter=asdict(adapter),
+        encoder={**asdict(encoder), "strides": list(encoder.strides)},  # as JSON holds them
+        adapter={**asdict(adapter), "strides": list(adapter.strides)},
         llm=llm,
         lora=None if lora is None else lora_fields(lora),
         ctc_units=ctc_units,

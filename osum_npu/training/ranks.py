@@ -6,7 +6,6 @@ the sum of the gradients is that of one process.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -30,7 +29,6 @@ class Ranks:
         """
         self.rank, self.size, self.device = world.rank, world.world_size, device
         if self.size > 1 and not dist.is_initialized():
-            os.environ |= {"MASTER_ADDR": world.master_addr, "MASTER_PORT": str(world.master_port)}
             dist.init_process_group(collective, rank=self.rank, world_size=self.size)
 
     @property
