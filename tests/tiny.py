@@ -1,7 +1,6 @@
 """A corpus of tones and a recipe that trains on it within a second."""
 
 import os
-import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -147,10 +146,7 @@ WITHOUT_CHANCE = (
 
 def torchrun(*words, processes, env=None):
     """Run the command line in several processes, which meet on a free port of this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    call = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
+    call = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "OSUM_BACKEND": "cpu", **(env or {})}
     return subprocess.run([*call, "-m", "osum_npu", *map(str, words)], capture_output=True, text=True, env=variables)
 
