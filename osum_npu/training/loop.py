@@ -51,7 +51,8 @@ def train(recipe: Recipe) -> Path:
     if faults := missing_files(recipe) + _taken(out, text):
         raise RecipeError(faults)
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "recipe.yaml", text)
+    if launch.read().rank == 0:
+        write_text(out / "recipe.yaml", text)
     return _Run(recipe, out).run()
 
 
