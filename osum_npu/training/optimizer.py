@@ -11,6 +11,7 @@ from torch import nn
 from osum_npu.config import Part, Stage
 from osum_npu.models.lora import is_lora
 from osum_npu.models.speech_llm import SpeechLLM
+from osum_npu.training.muon import Muon
 
 
 def part_of(name: str) -> Part:
@@ -58,8 +59,8 @@ class Optimizers:
         self.all: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(groups, lr=stage.learning_rate, betas=stage.betas, eps=1e-8, fused=True)
         ]
-        if matrices:
-            self.all.append(_muon(matrices, stage))
+        if matrices and stage.muon_learning_rate:
+            self.all.append(Muon(matrices, stage.muon_learning_rate, weight_decay=stage.weight_decay))
         self.peaks = [[group["lr"] for group in one.param_groups] for one in self.all]
 
     def step(self, factor: float) -> None:
@@ -93,18 +94,6 @@ def _is_hidden(name: str) -> bool:
     """Whether a matrix maps hidden states to hidden states: no embedding, no output layer, no low-rank factor."""
     return part_of(name) != "lora" and not any(
         part in name for part in ("embed_tokens", "lm_head", "ctc_head", "marks")
-    )
-
-
-def _muon(matrices: list[nn.Parameter], stage: Stage) -> torch.optim.Optimizer:
-    if not hasattr(torch.optim, "Muon"):
-        raise ValueError(
-            f"stage {stage.name!r}: muon_learning_rate needs torch 2.9 or newer, this is {torch.__version__}; "
-            "leave it out to learn by AdamW alone"
-        )
-    assert stage.muon_learning_rate is not None
-    return torch.optim.Muon(
-        matrices, lr=stage.muon_learning_rate, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
 
 

@@ -134,7 +134,6 @@ def test_threads_do_not_change_the_order_of_sums(corpus, tmp_path):
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon needs torch 2.9")
 def test_a_second_optimiser_goes_on_too(corpus, tmp_path, stop):
     changes = ("stages.1.muon_learning_rate=1e-2", "stages.2.steps=1")
     train(tiny.recipe(corpus, tmp_path / "whole", *changes))

@@ -40,7 +40,6 @@ TINY_PARTS = {
         "num_key_value_heads": 1,
     },
 }
-MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon needs torch 2.9")
 STILL = tuple(f"model.{part}.dropout=0" for part in ("encoder", "adapter", "lora"))
 """Without dropout, so that a batch gives the same numbers every time."""
 
@@ -192,7 +191,6 @@ def test_token_embeddings_learn_at_a_rate_of_their_own(corpus, tmp_path, utteran
     assert {rate for name, rate in rates.items() if name not in fast} == {recipe.stages[1].learning_rate / 2}
 
 
-@MUON
 def test_muon_takes_hidden_matrices_alone(corpus, tmp_path, utterances):
     recipe = tiny.recipe(corpus, tmp_path / "r", "stages.1.muon_learning_rate=0.02")
     model, _ = build(recipe, utterances)
