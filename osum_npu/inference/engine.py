@@ -15,6 +15,8 @@ from osum_npu import backend
 from osum_npu.audio.mel import log_mel
 from osum_npu.audio.read import AudioError, read_audio
 from osum_npu.checkpoints.model_directory import load_model
+from osum_npu.models.llm import merge_projections
+from osum_npu.models.lora import fold_lora
 from osum_npu.models.speech_llm import SpeechLLM
 from osum_npu.tasks import Answer, Task, Utterance, default_prompt, read
 
@@ -57,12 +59,13 @@ class Engine:
         """Take a model.
 
         Args:
-            model: moved to ``device`` and put into evaluation mode.
+            model: moved to ``device``, put into evaluation mode, no longer to be trained.
             tokenizer: of its LLM.
             device: where to compute.
             batch_seconds: sound computed at once, padding counted.
         """
         self.model: SpeechLLM = model.to(device).eval()
+        merge_projections(self.model.llm)
         self.tokenizer, self.device, self.batch_seconds = tokenizer, device, batch_seconds
 
     @classmethod
@@ -71,6 +74,8 @@ class Engine:
         chosen = backend.current()
         device = chosen.activate()
         model, tokenizer = load_model(folder)
+        if model.config.lora is not None:
+            fold_lora(model.llm)  # in float32, so that rounding does not swallow small updates
         return cls(model.to(chosen.dtypes[0]), tokenizer, device)
 
     @property
@@ -108,7 +113,7 @@ class Engine:
             self._batch(group, utterances, waves, tasks, results)
         return [result for result in results if result is not None]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: ops may ask whose halves two tensors are, which it does not keep
     def _batch(
         self,
         group: Sequence[int],

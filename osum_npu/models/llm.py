@@ -9,6 +9,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -66,11 +67,30 @@ class GatedMLP(nn.Module):
 
     def __init__(self, original: nn.Module) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = original.gate_proj, original.up_proj, original.down_proj
+        projections: Any = original
+        self.gate_proj, self.up_proj = projections.gate_proj, projections.up_proj
+        self.down_proj = projections.down_proj
+        self.gate_up: Tensor | None
+        self.register_buffer("gate_up", None, persistent=False)
+
+    def merge(self) -> None:
+        """Keep the weights of gate and up behind one another, so that one product computes both.
+
+        Projections that are more than a matrix (a bias, LoRA) stay apart.
+        """
+        both = [each for each in (self.gate_proj, self.up_proj) if type(each) is nn.Linear and each.bias is None]
+        if len(both) == 2:
+            self.gate_up = torch.cat([each.weight.detach() for each in both])
+            for each, weight in zip(both, self.gate_up.chunk(2)):
+                each.weight.data = weight
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Return ``[B, T, C]``."""
-        return self.down_proj(functional.swiglu(self.gate_proj(x_BTC), self.up_proj(x_BTC)))  # type: ignore[no-any-return,operator]
+        if self.gate_up is None:
+            gate, up = self.gate_proj(x_BTC), self.up_proj(x_BTC)
+        else:
+            gate, up = F.linear(x_BTC, self.gate_up).chunk(2, -1)
+        return self.down_proj(functional.swiglu(gate, up))  # type: ignore[no-any-return]
 
 
 def _attend(
@@ -126,6 +146,13 @@ def use_own_ops(llm: PreTrainedModel) -> PreTrainedModel:
         elif kind in _FEED_FORWARDS and llm.config.hidden_act == "silu":
             setattr(llm.get_submodule(parent), child, GatedMLP(module))
     return llm
+
+
+def merge_projections(llm: nn.Module) -> None:
+    """Make an LLM that no longer learns compute faster, in place; weights and their names stay."""
+    for module in llm.modules():
+        if isinstance(module, GatedMLP):
+            module.merge()
 
 
 def build_llm(config: dict[str, Any]) -> PreTrainedModel:

@@ -30,6 +30,17 @@ def add_lora(llm: nn.Module, settings: LoraSettings) -> None:
     inject_adapter_in_model(peft_config(settings), llm)
 
 
+def fold_lora(llm: nn.Module) -> None:
+    """Add the updates to the weights they update, in place, and drop them: there is less to compute then."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(llm.named_modules()):
+        if isinstance(module, LoraLayer):
+            parent, _, child = name.rpartition(".")
+            module.merge()
+            setattr(llm.get_submodule(parent), child, module.get_base_layer())
+
+
 def peft_config(settings: LoraSettings) -> Any:
     """Return the same settings as PEFT's ``LoraConfig``, for ``adapter_config.json`` too."""
     from peft import LoraConfig

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from osum_npu.models.llm import build_llm
-from osum_npu.models.lora import LoraSettings, add_lora, is_lora
+from osum_npu.models.lora import LoraSettings, add_lora, fold_lora, is_lora
 from osum_npu.parity import relative_error
 
 SIZES = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 31}
@@ -49,6 +49,22 @@ def test_update_is_alpha_over_rank_times_the_product():
             module.weight += 7 / 3 * up @ down
     assert relative_error(llm(IDS).logits, merged(IDS).logits) <= 1e-5
     assert relative_error(llm(IDS).logits, make()(IDS).logits) > 0.1
+
+
+@torch.no_grad()
+def test_folded_updates_compute_the_same_and_are_gone():
+    llm = make()
+    names = set(llm.state_dict())
+    add_lora(llm, SETTINGS)
+    for name, parameter in llm.named_parameters():
+        if is_lora(name):
+            parameter.normal_(std=0.1)
+    llm.eval()
+    want = llm(IDS).logits
+    fold_lora(llm)
+    assert set(llm.state_dict()) == names
+    assert relative_error(llm(IDS).logits, want) <= 1e-5
+    assert relative_error(make()(IDS).logits, want) > 1e-2
 
 
 def test_gradients_reach_both_factors_and_dropout_acts_in_training():

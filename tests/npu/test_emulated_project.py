@@ -85,24 +85,18 @@ def test_the_training_took_the_fused_operators(trained):
 
 
 def test_the_trained_model_answers_on_both(trained, corpus, tmp_path):
-    said = []
+    said, log = [], tmp_path / "calls"
     for name in ("cpu", "npu"):
+        model, out = trained / "npu" / "model", tmp_path / f"{name}.jsonl"
         done = tiny.osum_npu(
-            *(
-                "infer",
-                "--model",
-                trained / "npu" / "model",
-                "--tasks",
-                "asr,gender",
-                "--out",
-                tmp_path / f"{name}.jsonl",
-            ),
-            corpus / "dev.jsonl",
-            env={"OSUM_BACKEND": name},
+            *("infer", "--model", model, "--tasks", "asr,gender", "--out", out, corpus / "dev.jsonl"),
+            env={"OSUM_BACKEND": name, "NPU_EMULATOR_CALL_LOG": str(log)},
         )
         assert done.returncode == 0, done.stderr
-        said.append([json.loads(line)["results"] for line in (tmp_path / f"{name}.jsonl").open(encoding="utf-8")])
+        said.append([json.loads(line)["results"] for line in out.open(encoding="utf-8")])
     assert said[0] == said[1]
+    fused = {name for line in log.read_text("utf-8").splitlines() for name in json.loads(line)["fused"]}
+    assert {"npu_fused_infer_attention_score", "npu_add_rms_norm", "npu_swiglu"} <= fused
 
 
 def test_two_processes_with_hccl_learn_what_one_learns(trained, corpus, tmp_path):

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from osum_npu import backend, functional, op
-from osum_npu.models.llm import ATTENTION, build_llm, load_llm, use_own_ops
+from osum_npu.models.llm import ATTENTION, build_llm, load_llm, merge_projections, use_own_ops
 from osum_npu.parity import relative_error
 
 FORWARD, GRADIENT = 1e-5, 1e-4
@@ -208,3 +208,17 @@ def test_loading_a_folder(tmp_path):
     mine = load_llm(str(tmp_path)).eval()
     assert mine.config._attn_implementation == ATTENTION
     assert relative_error(logits(mine, *batch("left")), logits(theirs, *batch("left"))) <= FORWARD
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_merged_projections_compute_the_same_and_keep_their_names(family):
+    apart = use_own_ops(plain(family))
+    merged = copy.deepcopy(apart)
+    merge_projections(merged)
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        assert relative_error(merged(ids).logits, apart(ids).logits) <= FORWARD
+    assert merged.state_dict().keys() == apart.state_dict().keys()
+    assert all(torch.equal(weight, merged.state_dict()[name]) for name, weight in apart.state_dict().items())
+    taken = [module.gate_up is not None for module in merged.modules() if hasattr(module, "gate_up")]
+    assert taken == [family != "llama with biases"] * LAYERS
