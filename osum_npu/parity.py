@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,9 +43,28 @@ class Row:
     """The worst of all inputs that have a gradient."""
     tolerance: tuple[float, float]
     """Allowed to values and to gradients."""
-    ok: bool
     fault: str = ""
-    """What the implementation raised, where it did not compute at all."""
+    """What was raised, where nothing was computed; the errors are infinite then."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether both errors are within what is allowed."""
+        return self.forward_error <= self.tolerance[0] and self.gradient_error <= self.tolerance[1]
+
+    @classmethod
+    def measured(cls, measure: Callable[[], tuple[float, float]], **what: Any) -> Row:
+        """Fill in what ``measure`` returns or raises: a device that fails one thing is still asked for the others.
+
+        Args:
+            measure: returns the errors of values and of gradients.
+            what: all other fields.
+        """
+        try:
+            forward, gradient = measure()
+        except Exception as error:
+            fault = f"{type(error).__name__}: {error}"
+            return cls(forward_error=math.inf, gradient_error=math.inf, fault=fault, **what)
+        return cls(forward_error=forward, gradient_error=gradient, **what)
 
 
 def relative_error(got: Tensor | np.ndarray[Any, Any], want: Tensor | np.ndarray[Any, Any]) -> float:
@@ -90,40 +110,45 @@ def check(
         One row a case; none where it takes no case.
     """
     rng = torch.Generator().manual_seed(0)
-    tolerance = implementation.tolerance[dtype]
     rows = []
     for number, case in enumerate(op.cases(rng)):
         inputs = {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in case.items()}
         mine = _leaves(inputs, device, dtype)
         if implementation.refusal(dtype, **mine):
             continue
-        forward, gradient, fault = math.inf, math.inf, ""
-        theirs = _leaves(inputs, torch.device("cpu"), torch.float64)
-        try:
-            with torch.no_grad():
-                result = [each.dtype for each in _outputs(op.reference(**inputs))]
-            wanted, gotten = _outputs(op.reference(**theirs)), _outputs(implementation.call(**mine))
-            forward, gradient = compare(gotten, wanted, mine, theirs, result, rng)
-            tag = f"ops/{op.name}/{short(dtype)}/{number}"
-            record_all(record, tag, gotten, mine)
-        except Exception as error:  # a device that fails one case is still asked for the others
-            fault = f"{type(error).__name__}: {error}"
+        tag = f"ops/{op.name}/{short(dtype)}/{number}"
         rows.append(
-            Row(
+            Row.measured(
+                partial(_errors, op, implementation, inputs, mine, rng, record, tag),
                 level="ops",
                 name=op.name,
                 backend=device.type,
                 provider=implementation.provider,
                 dtype=short(dtype),
                 case=f"{number}: " + ", ".join(f"{k}={_word(v)}" for k, v in case.items()),
-                forward_error=forward,
-                gradient_error=gradient,
-                tolerance=tolerance,
-                ok=forward <= tolerance[0] and gradient <= tolerance[1],
-                fault=fault,
+                tolerance=implementation.tolerance[dtype],
             )
         )
     return rows
+
+
+def _errors(
+    op: Op[..., Any],
+    implementation: Implementation[..., Any],
+    inputs: dict[str, Any],
+    mine: dict[str, Any],
+    rng: torch.Generator,
+    record: Record,
+    tag: str,
+) -> tuple[float, float]:
+    """Run one case by the implementation on ``mine`` and by the reference on ``inputs``."""
+    theirs = _leaves(inputs, torch.device("cpu"), torch.float64)
+    with torch.no_grad():
+        dtypes = [each.dtype for each in _outputs(op.reference(**inputs))]
+    wanted, gotten = _outputs(op.reference(**theirs)), _outputs(implementation.call(**mine))
+    errors = compare(gotten, wanted, mine, theirs, dtypes, rng)
+    record_all(record, tag, gotten, mine)
+    return errors
 
 
 def record_all(record: Record, tag: str, values: Sequence[Tensor], inputs: Mapping[str, Any]) -> None:

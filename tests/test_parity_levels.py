@@ -115,7 +115,7 @@ def test_formula_is_the_same_on_every_machine():
 def test_a_tape_tells_a_nan_from_a_right_number(tmp_path):
     row = Row(
         level="ops", name="x", backend="cpu", provider="cpu", dtype="float32", case="0: ", forward_error=0.0,
-        gradient_error=0.0, tolerance=(1.0, 1.0), ok=True,
+        gradient_error=0.0, tolerance=(1.0, 1.0),
     )  # fmt: skip
     right, wrong = Tape("a"), Tape("b")
     right.add("ops/x/float32/0/value0", torch.ones(3))

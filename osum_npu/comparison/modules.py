@@ -6,8 +6,8 @@ The reference of the LLM is transformers' own.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -98,35 +98,29 @@ def check_modules(dtype: torch.dtype, device: torch.device, record: Record) -> I
         record: gets values and gradients of the device.
     """
     for number, case in enumerate(_cases()):
-        rounded = copy.deepcopy(case.mine).to(dtype)
-        mine = copy.deepcopy(rounded).to(device).eval()
-        theirs = copy.deepcopy(case.theirs).to(dtype).double().eval()
-        x_rounded = case.x_BTC.to(dtype)
-        x_mine = x_rounded.to(device, copy=True).requires_grad_()
-        x_theirs = x_rounded.double().requires_grad_()
-        forward, gradient, fault = math.inf, math.inf, ""
-        try:
-            gotten, wanted = [mine(x_mine, case.lengths)], [theirs(x_theirs, case.lengths)]
-            inputs = (dict(leaves(mine, x_mine)), dict(leaves(theirs, x_theirs)))
-            rng = torch.Generator().manual_seed(0)
-            forward, gradient = parity.compare(gotten, wanted, *inputs, [dtype], rng)
-            parity.record_all(record, f"modules/{case.name}/{parity.short(dtype)}/{number}", gotten, inputs[0])
-        except Exception as error:  # a device that fails one module is still asked for the others
-            fault = f"{type(error).__name__}: {error}"
-        tolerance = TOLERANCE[dtype]
-        yield Row(
+        yield Row.measured(
+            partial(_errors, case, dtype, device, record, f"modules/{case.name}/{parity.short(dtype)}/{number}"),
             level="modules",
             name=case.name,
             backend=device.type,
             provider=device.type,
             dtype=parity.short(dtype),
             case=f"{number}: batch of {list(case.lengths)}",
-            forward_error=forward,
-            gradient_error=gradient,
-            tolerance=tolerance,
-            ok=forward <= tolerance[0] and gradient <= tolerance[1],
-            fault=fault,
+            tolerance=TOLERANCE[dtype],
         )
+
+
+def _errors(case: _Case, dtype: torch.dtype, device: torch.device, record: Record, tag: str) -> tuple[float, float]:
+    mine = copy.deepcopy(case.mine).to(dtype).to(device).eval()
+    theirs = copy.deepcopy(case.theirs).to(dtype).double().eval()
+    x_rounded = case.x_BTC.to(dtype)
+    x_mine = x_rounded.to(device, copy=True).requires_grad_()
+    x_theirs = x_rounded.double().requires_grad_()
+    gotten, wanted = [mine(x_mine, case.lengths)], [theirs(x_theirs, case.lengths)]
+    inputs = (dict(leaves(mine, x_mine)), dict(leaves(theirs, x_theirs)))
+    errors = parity.compare(gotten, wanted, *inputs, [dtype], torch.Generator().manual_seed(0))
+    parity.record_all(record, tag, gotten, inputs[0])
+    return errors
 
 
 def leaves(module: nn.Module, x: Tensor) -> Iterator[tuple[str, Any]]:

@@ -107,7 +107,7 @@ def write_report(rows: Sequence[Row], curves: Sequence[Curve], facts: Mapping[st
     content = {
         "ok": bool(rows) and all(row.ok for row in rows),
         "facts": dict(facts),
-        "rows": [_plain(asdict(row)) for row in rows],
+        "rows": [_plain({**asdict(row), "ok": row.ok}) for row in rows],
         "curves": [_plain(asdict(curve)) for curve in curves],
     }
     write_text(out / "parity.json", json.dumps(content, ensure_ascii=False, indent=1))

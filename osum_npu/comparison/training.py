@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -106,43 +107,38 @@ def check_model(dtype: torch.dtype, device: torch.device, record: Record) -> Ite
         device: what is checked.
         record: gets loss and gradients of the device.
     """
-    batch, host = _batch(0), torch.device("cpu")
-    forward, gradient, fault = math.inf, math.inf, ""
-    try:
-        theirs, mine = _model().double(), _model().to(device)
-        want, got = _loss(theirs, batch, host, torch.float64), _loss(mine, batch, device, dtype)
-        want.backward()  # type: ignore[no-untyped-call]
-        got.backward()  # type: ignore[no-untyped-call]
-        tag = f"model/speech llm/{short(dtype)}/0"
-        record(f"{tag}/value0", got)
-        forward = relative_error(got, want)
-        gotten = {name: p.grad for name, p in mine.named_parameters() if p.grad is not None}
-        wanted = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
-        if gotten.keys() != wanted.keys():
-            raise ValueError(f"gradients reach other parameters: {sorted(gotten.keys() ^ wanted.keys())}")
-        sizes = {name: float(want.square().mean().sqrt()) for name, want in wanted.items()}
-        largest, errors = max(sizes.values()), []
-        for name, value in gotten.items():
-            record(f"{tag}/gradient of {name}", value)
-            difference = float((value.cpu().double() - wanted[name]).abs().max())
-            errors.append(difference / (sizes[name] if sizes[name] >= VANISHING * largest else largest))
-        gradient = float(torch.tensor(errors).max())
-    except Exception as error:
-        fault = f"{type(error).__name__}: {error}"
-    tolerance = TOLERANCE[dtype]
-    yield Row(
+    batch = _batch(0)
+    yield Row.measured(
+        partial(_errors, batch, dtype, device, record),
         level="model",
         name="speech llm",
         backend=device.type,
         provider=device.type,
         dtype=short(dtype),
         case=f"0: batch of {batch.frames} frames",
-        forward_error=forward,
-        gradient_error=gradient,
-        tolerance=tolerance,
-        ok=forward <= tolerance[0] and gradient <= tolerance[1],
-        fault=fault,
+        tolerance=TOLERANCE[dtype],
     )
+
+
+def _errors(batch: _Batch, dtype: torch.dtype, device: torch.device, record: Record) -> tuple[float, float]:
+    """Return the relative error of the loss, and the worst of the gradients."""
+    theirs, mine = _model().double(), _model().to(device)
+    want, got = _loss(theirs, batch, torch.device("cpu"), torch.float64), _loss(mine, batch, device, dtype)
+    want.backward()  # type: ignore[no-untyped-call]
+    got.backward()  # type: ignore[no-untyped-call]
+    tag = f"model/speech llm/{short(dtype)}/0"
+    record(f"{tag}/value0", got)
+    gotten = {name: p.grad for name, p in mine.named_parameters() if p.grad is not None}
+    wanted = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    if gotten.keys() != wanted.keys():
+        raise ValueError(f"gradients reach other parameters: {sorted(gotten.keys() ^ wanted.keys())}")
+    sizes = {name: float(want.square().mean().sqrt()) for name, want in wanted.items()}
+    largest, errors = max(sizes.values()), []
+    for name, value in gotten.items():
+        record(f"{tag}/gradient of {name}", value)
+        difference = float((value.cpu().double() - wanted[name]).abs().max())
+        errors.append(difference / (sizes[name] if sizes[name] >= VANISHING * largest else largest))
+    return relative_error(got, want), float(torch.tensor(errors).max())
 
 
 def train_both(dtype: torch.dtype, device: torch.device, steps: int, record: Record) -> tuple[Row, Curve]:
@@ -154,27 +150,24 @@ def train_both(dtype: torch.dtype, device: torch.device, steps: int, record: Rec
         steps: how many.
         record: gets the losses of the device.
     """
-    fault, mine = "", [math.nan]
     with op.references():
         theirs = list(_losses(torch.device("cpu"), torch.float32, steps))
-    try:
-        mine = list(_losses(device, dtype, steps))
+    mine: list[float] = []
+
+    def measure() -> tuple[float, float]:
+        mine.extend(_losses(device, dtype, steps))
         record(f"run/training/{short(dtype)}/0/value0", torch.tensor(mine))
-        error = max(abs(a - b) / abs(b) if math.isfinite(a) else math.inf for a, b in zip(mine, theirs, strict=True))
-    except Exception as trouble:
-        error, fault = math.inf, f"{type(trouble).__name__}: {trouble}"
-    row = Row(
+        return max(abs(a - b) / abs(b) if math.isfinite(a) else math.inf for a, b in zip(mine, theirs, strict=True)), 0
+
+    row = Row.measured(
+        measure,
         level="run",
         name="training",
         backend=device.type,
         provider=device.type,
         dtype=short(dtype),
         case=f"0: {steps} steps of AdamW",
-        forward_error=error,
-        gradient_error=0.0,
         tolerance=(CURVE_TOLERANCE[dtype], 0.0),
-        ok=error <= CURVE_TOLERANCE[dtype],
-        fault=fault,
     )
     return row, Curve(short(dtype), mine, theirs)
 

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 
 EMULATED = "NPU_EMULATOR" in os.environ
 
@@ -30,3 +31,18 @@ def wheel():
     import torch_npu
 
     return torch_npu
+
+
+@pytest.fixture
+def calls(wheel):
+    """Calls of each fused operator within this test."""
+    from npu_emulator import kernels
+
+    kernels.calls.clear()
+    return kernels.calls
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """The same random numbers whichever tests run."""
+    torch.manual_seed(0)

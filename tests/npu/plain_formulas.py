@@ -117,3 +117,14 @@ def agree(got, want, inputs, wanted_inputs, tolerance=1e-4):
     for mine, theirs in zip(inputs, wanted_inputs, strict=True):
         assert mine.grad.dtype == mine.dtype
         assert error(mine.grad, theirs.grad) <= tolerance
+
+
+def on_npu(options):
+    """Options with their tensors on the device."""
+    return {name: x.npu() if isinstance(x, torch.Tensor) else x for name, x in options.items()}
+
+
+def heads(dtype=torch.float32, width=D):
+    """Query, key and value twice, as :func:`leaves` on the device."""
+    shapes = [(B, N, S, D), (B, K, L, D), (B, K, L, width)]
+    return leaves(*(torch.randn(shape) for shape in shapes), dtype=dtype, device="npu")
