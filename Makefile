@@ -37,7 +37,7 @@ test-npu: $(NPU_VENV)/.ready
 $(NPU_VENV)/.ready: pyproject.toml $(PINS)
 	@test -x $(NPU_VENV)/bin/python || $(PYTHON) -m venv $(NPU_VENV)
 	@$(NPU_INSTALL) torch
-	@$(NPU_INSTALL) -e '.[npu,train,eval,dev]'
+	@$(NPU_INSTALL) -e '.[npu,train,eval,quickstart,dev]'
 	@touch $@
 
 lint: $(READY)

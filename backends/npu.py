@@ -2,9 +2,10 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,24 @@ def full_precision() -> None:
     """Compute float32 in float32: by default convolutions round their input to hf32."""
     torch.npu.matmul.allow_hf32 = False  # type: ignore[attr-defined]
     torch.npu.conv.allow_hf32 = False  # type: ignore[attr-defined]
+
+
+def fused_adamw(parameters: Iterable[Any], **options: Any) -> torch.optim.Optimizer:
+    """Learn by one kernel. Parameters and gradients move into one buffer each, so what learns cannot change later."""
+    from torch_npu.optim import NpuFusedAdamW
+
+    optimizer: torch.optim.Optimizer = NpuFusedAdamW(parameters, **options)
+
+    def separate(*_: Any) -> None:
+        """Give every first gradient memory of its own: the optimiser takes a gradient's whole storage for its size."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad.clone(memory_format=torch.contiguous_format)
+        first.remove()
+
+    first = optimizer.register_step_pre_hook(separate)
+    return optimizer
 
 
 def _wanted() -> str:
@@ -83,6 +102,7 @@ NPU = Backend(
         **({} if any(name in os.environ for name in _ALLOCATORS) else {_ALLOCATORS[0]: "expandable_segments:True"}),
     },
     wake=full_precision,
+    adamw=fused_adamw,
     diagnose=diagnose,
     mend=(
         "Install CANN and source its set_env.sh, install the torch_npu of the same minor version as torch, and see "

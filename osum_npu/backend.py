@@ -45,6 +45,8 @@ class Backend:
     """Environment variables set before the device wakes, unless the user has set them."""
     wake: Callable[[], None] = lambda: None
     """Called before its first use in a process, to set what has no environment variable."""
+    adamw: Callable[..., torch.optim.Optimizer] | None = None
+    """Its own AdamW, with torch's arguments, for a training of one process and one stage; None where it has none."""
     diagnose: Callable[[], Mapping[str, str]] = dict
     """Says, by name, what else decides how it runs: versions that must match, settings. Works where it cannot run."""
     mend: str = ""

@@ -168,6 +168,9 @@ class Recipe:
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of the computation; auto is the backend's own"
     )
+    device_adamw: bool = Field(
+        default=False, description="learn by the AdamW that the device brings; in one process and one stage alone"
+    )
     checkpoint_every: int = Field(default=500, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="how many to keep")
     dev_every: int = Field(default=500, ge=1, description="steps between measurements of the dev loss")
@@ -267,6 +270,8 @@ def _contradictions(settings: Mapping[str, Any]) -> list[tuple[Place, str]]:
     model, stages = settings.get("model"), settings.get("stages")
     if not isinstance(model, dict) or not isinstance(stages, list):
         return found
+    if settings.get("device_adamw") is True and len(stages) > 1:
+        found.append((("device_adamw",), f"cannot change what learns, and there are {len(stages)} stages"))
     names = [stage.get("name") if isinstance(stage, dict) else None for stage in stages]
     for i, stage in enumerate(stages):
         if not isinstance(stage, dict):

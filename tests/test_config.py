@@ -116,6 +116,7 @@ def test_nothing_is_coerced(layer, override, fault):
         ("model.adapter.heads=5", "model: encoder.width 32 is not divisible by adapter.heads 5"),
         ("stages.1.name=hear", "stages.1.name: two stages are called 'hear'"),
         ("model.lora=null", "stages.2.trainable: trains lora, but model.lora is not set"),
+        ("device_adamw=true", "device_adamw: cannot change what learns, and there are 3 stages"),
         ("stages.2.llm_weight=0", "stages.2: nothing to learn from: llm_weight and ctc_weight are both 0"),
         ("seed=-1", "seed: input should be greater than or equal to 0, got -1"),
         ("stages.0.betas=[0.9]", "stages.0.betas.1: is missing"),

@@ -69,10 +69,10 @@ class _Run:
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
         self.recipe, self.out = recipe, out
-        chosen = backend.current()
-        self.device = chosen.activate()
-        self.ranks = Ranks(launch.read(), chosen.collective, self.device)
-        self.dtype = _DTYPES.get(recipe.precision, chosen.dtypes[0])
+        self.backend = backend.current()
+        self.device = self.backend.activate()
+        self.ranks = Ranks(launch.read(), self.backend.collective, self.device)
+        self.dtype = _DTYPES.get(recipe.precision, self.backend.dtypes[0])
         self.skipped: list[str] = []
         self.train_sources = self._read(recipe.data.train)
         self.dev_sources = self._read(recipe.data.dev)
@@ -80,7 +80,7 @@ class _Run:
         self.model: SpeechLLM = model.to(self.device)
         for stage in recipe.stages:  # what would end the last one is said before the first one begins
             freeze(self.model, stage)
-            Optimizers(self.model, stage)
+            self._optimizers(stage)
             if not _serves(self.train_sources, stage):
                 raise ValueError(
                     f"stage {stage.name!r}: no utterance of the training data carries the labels for any of its "
@@ -118,7 +118,7 @@ class _Run:
     def _stage(self, stage: Stage, progress: Progress, state: dict[str, Any] | None) -> Progress:
         """Train one stage from ``progress`` to its end."""
         parameters = freeze(self.model, stage)
-        optimizer = Optimizers(self.model, stage)
+        optimizer = self._optimizers(stage)
         if state is not None:
             optimizer.load_state_dict(state["optimizer"])
             restore_rng(state["rng"], self.device)
@@ -169,6 +169,15 @@ class _Run:
                 save_state(folder, progress, self.model, optimizer, self.device, recipe.keep_checkpoints)
                 self._name_skipped()
         return progress
+
+    def _optimizers(self, stage: Stage) -> Optimizers:
+        if not self.recipe.device_adamw:
+            return Optimizers(self.model, stage)
+        if self.backend.adamw is None:
+            raise ValueError(f"device_adamw: backend {self.backend.name!r} has no AdamW of its own; leave it out")
+        if self.ranks.size > 1:
+            raise ValueError(f"device_adamw works in one process alone, these are {self.ranks.size}; leave it out")
+        return Optimizers(self.model, stage, self.backend.adamw)
 
     def _feed(self, stage: Stage, progress: Progress) -> Iterator[Step]:
         return steps(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,9 +43,17 @@ def freeze(model: SpeechLLM, stage: Stage) -> list[nn.Parameter]:
 class Optimizers:
     """AdamW and, where the stage asks for it, Muon for the weight matrices; stepped as one."""
 
-    def __init__(self, model: SpeechLLM, stage: Stage) -> None:
-        """Take all trainable parameters of ``model``. Vectors (biases and norms) are not decayed."""
-        self.stage = stage
+    def __init__(
+        self, model: SpeechLLM, stage: Stage, adamw: Callable[..., torch.optim.Optimizer] | None = None
+    ) -> None:
+        """Take all trainable parameters of ``model``. Vectors (biases and norms) are not decayed.
+
+        Args:
+            model: what learns.
+            stage: which parts of it, and how fast.
+            adamw: a device's own, which keeps the memory of gradients; torch's by default.
+        """
+        self.drops_gradients = adamw is None
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         matrices = [p for name, p in named if stage.muon_learning_rate and p.ndim == 2 and _is_hidden(name)]
         by_muon = {id(p) for p in matrices}
@@ -56,8 +66,9 @@ class Optimizers:
             {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
             {"params": tokens, "weight_decay": stage.weight_decay, "lr": rate},
         ]
+        make = adamw or partial(torch.optim.AdamW, fused=True)
         self.all: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, lr=stage.learning_rate, betas=stage.betas, eps=1e-8, fused=True)
+            make([group for group in groups if group["params"]], lr=stage.learning_rate, betas=stage.betas, eps=1e-8)
         ]
         if matrices and stage.muon_learning_rate:
             self.all.append(Muon(matrices, stage.muon_learning_rate, weight_decay=stage.weight_decay))
@@ -73,7 +84,7 @@ class Optimizers:
     def zero_grad(self) -> None:
         """Forget the gradients."""
         for one in self.all:
-            one.zero_grad(set_to_none=True)
+            one.zero_grad(set_to_none=self.drops_gradients)
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Return the state of all."""

@@ -1,4 +1,4 @@
-"""The two tiers: a stand-in for torch_npu for plain torch, and the real wheel on the emulated device."""
+"""Three tiers: a stand-in for torch_npu, the real wheel on the emulated device, and the same tests on hardware."""
 
 import os
 
@@ -6,14 +6,17 @@ import pytest
 import torch
 
 EMULATED = "NPU_EMULATOR" in os.environ
+HARDWARE = not EMULATED and "npu" in os.environ.get("OSUM_REQUIRE_BACKEND", "").replace(" ", "").split(",")
 
 
 def pytest_runtest_setup(item):
-    marked = item.get_closest_marker("emulated_npu") is not None
-    if marked and not EMULATED:
+    if item.get_closest_marker("emulated_npu") is None:
+        if EMULATED or HARDWARE:
+            pytest.skip("the stand-in and the real torch_npu do not fit into one process")
+    elif HARDWARE and item.get_closest_marker("emulator_only"):
+        pytest.skip("looks into the emulator, or wants an answer that hardware does not give")
+    elif not (EMULATED or HARDWARE):
         pytest.skip("not on the emulated device: python tests/npu_emulator run -- pytest -m emulated_npu")
-    if EMULATED and not marked:
-        pytest.skip("the stand-in and the real torch_npu do not fit into one process")
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +37,18 @@ def wheel():
 
 
 @pytest.fixture
-def calls(wheel):
-    """Calls of each fused operator within this test."""
+def took(wheel):
+    """Asserts which fused operators this test has called, and how often; on hardware nobody counts."""
+    if HARDWARE:
+        return lambda expected: None
     from npu_emulator import kernels
 
     kernels.calls.clear()
-    return kernels.calls
+
+    def check(expected):
+        assert kernels.calls == expected
+
+    return check
 
 
 @pytest.fixture(autouse=True)

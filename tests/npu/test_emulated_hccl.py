@@ -1,4 +1,4 @@
-"""Two processes on two emulated devices over "hccl", which is gloo underneath, agree with one process on the CPU."""
+"""Two processes on two devices over "hccl" (emulated: gloo underneath) agree with one process on the CPU."""
 
 import os
 import socket

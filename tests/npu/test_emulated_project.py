@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import tiny
@@ -78,6 +79,7 @@ def test_fifty_losses_are_those_of_the_host(trained):
     assert max(abs(a - b) / abs(b) for a, b in zip(device, host)) <= 1e-3
 
 
+@pytest.mark.emulator_only
 def test_the_training_took_the_fused_operators(trained):
     calls = [json.loads(line) for line in (trained / "npu.calls").read_text("utf-8").splitlines()]
     fused = {name for process in calls for name in process["fused"]}
@@ -95,6 +97,8 @@ def test_the_trained_model_answers_on_both(trained, corpus, tmp_path):
         assert done.returncode == 0, done.stderr
         said.append([json.loads(line)["results"] for line in out.open(encoding="utf-8")])
     assert said[0] == said[1]
+    if "NPU_EMULATOR" not in os.environ:
+        return
     fused = {name for line in log.read_text("utf-8").splitlines() for name in json.loads(line)["fused"]}
     assert {"npu_fused_infer_attention_score", "npu_add_rms_norm", "npu_swiglu"} <= fused
 
@@ -111,6 +115,24 @@ def test_two_processes_with_hccl_learn_what_one_learns(trained, corpus, tmp_path
     want, got = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("alone", "two"))
     # AdamW divides by the size of a gradient, so where that is rounding noise the weights differ by more than it.
     assert max(parity.relative_error(got[key], want[key]) for key in want) <= 1e-3
+
+
+def test_the_device_s_adamw_learns_what_torch_s_learns_and_goes_on(corpus, tmp_path):
+    recipe = tiny.write_recipe(tmp_path / "recipe.yaml", corpus)
+    stage = "{name: all, trainable: [encoder, adapter, llm], steps: 8, learning_rate: 3.0e-3, batch_seconds: 12}"
+    changes = [*tiny.WITHOUT_CHANCE[:2], "model.lora=null", f"stages=[{stage}]", "checkpoint_every=5"]
+    for name, own in (("torch", "false"), ("device", "true")):
+        words = ("train", recipe, f"out={tmp_path / name}", *changes, f"device_adamw={own}")
+        done = tiny.osum_npu(*words, env={"OSUM_BACKEND": "npu"})
+        assert done.returncode == 0, done.stderr
+    assert all(abs(a - b) <= 1e-5 * abs(b) for a, b in zip(losses(tmp_path / "device"), losses(tmp_path / "torch")))
+    weights = load_file(tmp_path / "device" / "model" / "model.safetensors")
+    last = max((tmp_path / "device" / "checkpoints").iterdir())
+    for folder in (last, tmp_path / "device" / "model"):
+        shutil.rmtree(folder)
+    assert tiny.osum_npu(*words, env={"OSUM_BACKEND": "npu"}).returncode == 0
+    again = load_file(tmp_path / "device" / "model" / "model.safetensors")
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
 def test_doctor_finds_the_device():

@@ -10,7 +10,7 @@ import plain_formulas as formulas
 import pytest
 import torch
 
-pytestmark = pytest.mark.emulated_npu
+pytestmark = [pytest.mark.emulated_npu, pytest.mark.emulator_only]
 
 
 SMALL = {

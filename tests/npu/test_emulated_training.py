@@ -134,6 +134,7 @@ def test_safetensors(wheel, tmp_path):
     assert torch.equal(safetensors.load_file(tmp_path / "x.safetensors")["weight"], weight)
 
 
+@pytest.mark.emulator_only
 def test_random_numbers_follow_the_seed(wheel):
     torch.manual_seed(7)
     got = torch.randn(5, device="npu")
@@ -158,6 +159,7 @@ def test_a_generator_of_the_device_keeps_its_own_state(wheel):
     assert torch.equal(torch.randn(4, device="npu", generator=generator), second)
 
 
+@pytest.mark.emulator_only
 def test_the_device_answers(wheel):
     assert torch.accelerator.current_accelerator().type == "npu"
     assert torch.npu.device_count() == int(os.environ["NPU_EMULATOR_DEVICES"])

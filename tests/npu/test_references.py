@@ -526,12 +526,10 @@ def test_every_rule_is_enforced_or_named():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda npu: npu.npu_fusion_attention(q, k, k, formulas.N, "BNSD", scale=formulas.SCALE, is_causal=True),
         lambda npu: npu.npu_fusion_attention_v2(q, k, k, formulas.N, "BNSD", None, scale=formulas.SCALE),
         lambda npu: npu.npu_fusion_attention(q, k, k, formulas.N, "BNSD", atten_mask=[[True]]),
         lambda npu: npu.npu_fusion_attention(t, u, u, formulas.N, "TND", actual_seq_qlen=torch.tensor(ends)),
         lambda npu: npu.npu_fusion_attention_v3(t, u, u, formulas.N, "TND", actual_seq_qlen=ends),
-        lambda npu: npu.npu_rms_norm(h, torch.ones(8), eps=1e-6),
         lambda npu: npu.npu_fused_infer_attention_score(*half, formulas.N),
     ],
 )
@@ -539,6 +537,18 @@ def test_the_dispatcher_refuses_what_the_schema_does_not_have(npu, call):
     with pytest.raises((RuntimeError, TypeError)) as refusal:
         call(npu)
     assert not isinstance(refusal.value, Refused)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda npu: npu.npu_fusion_attention(q, k, k, formulas.N, "BNSD", scale=formulas.SCALE, is_causal=True),
+        lambda npu: npu.npu_rms_norm(h, torch.ones(8), eps=1e-6),
+    ],
+)
+def test_a_keyword_that_the_schema_does_not_have_breaks_a_rule(npu, call):
+    with pytest.raises(Refused, match=r"\[keyword-is-in-schema\]"):
+        call(npu)
 
 
 def test_every_reference_has_a_recorded_schema():

@@ -209,7 +209,7 @@ def test_right_callers_pass(npu, case):
 @pytest.mark.parametrize(
     ("case", "mistake", "named"),
     [
-        (Causal, renamed, "Unknown keyword argument 'next_tokens' for operator 'npu::npu_fusion_attention'"),
+        (Causal, renamed, "[keyword-is-in-schema]"),
         (Causal, inverted, "[mask-true-is-masked-out]"),
         (Causal, inverted_full, "[mask-true-is-masked-out]"),
         (Padded, inverted, "[mask-true-is-masked-out]"),
@@ -251,7 +251,7 @@ def test_a_stale_schema_is_caught_and_its_rule_is_named():
     assert schemas.drift(schemas.recorded(), schemas.recorded()) == []
 
 
-def test_a_caller_of_another_schema_is_refused_by_the_dispatcher():
+def test_a_caller_of_another_schema_is_refused():
     """In a process of its own: the operators are defined once a process."""
     program = """
 import torch
@@ -267,7 +267,8 @@ with fake_torch_npu.installed(stale_record()) as npu:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
     )
-    assert "Unknown keyword argument 'pre_tockens'" in done.stderr
+    assert "[keyword-is-in-schema]" in done.stderr
+    assert "npu_fusion_attention got pre_tockens" in done.stderr
 
 
 def test_what_nothing_explains_is_said_to_be_unexplained():

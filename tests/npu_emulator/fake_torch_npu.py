@@ -1,8 +1,8 @@
 """A ``torch_npu`` for plain CPU torch: the recorded schemas in torch's dispatcher, the references behind them.
 
-Names, kinds and types of arguments are checked by torch itself on the real schemas; torch differentiates the
-references. No wheel, no compiler. Tensors stay on the CPU, so code that asks ``tensor.device.type == "npu"`` needs the
-real wheel on the emulated device (README.md).
+Keyword arguments are checked here, so that the broken rule has a name; kinds and types by torch itself on the real
+schemas. torch differentiates the references. No wheel, no compiler. Tensors stay on the CPU, so code that asks
+``tensor.device.type == "npu"`` needs the real wheel on the emulated device (README.md).
 
     with installed() as torch_npu:
         torch_npu.npu_swiglu(x)
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from npu_emulator import references, schemas
+from npu_emulator.rules import require
 
 
 @contextmanager
@@ -40,12 +41,24 @@ def installed(record: dict[str, Any] | None = None) -> Iterator[types.ModuleType
             library.define(operator["schema"].removeprefix("npu::"))
             library.impl(name, _kernel(name), "CompositeImplicitAutograd")
             base = name.split(".")[0]
-            setattr(module, base, getattr(torch.ops.npu, base))
+            setattr(module, base, _operator(base))
         sys.modules["torch_npu"] = module
         yield module
     finally:
         sys.modules.pop("torch_npu", None)
         library._destroy()
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    packet = getattr(torch.ops.npu, name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        known = [a.name for overload in packet.overloads() for a in getattr(packet, overload)._schema.arguments]
+        unknown = ", ".join(kwargs.keys() - set(known))
+        require(not unknown, "keyword-is-in-schema", f"{name} got {unknown}, takes {', '.join(dict.fromkeys(known))}")
+        return packet(*args, **kwargs)
+
+    return call
 
 
 def _kernel(name: str) -> Callable[..., Any]:

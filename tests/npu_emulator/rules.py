@@ -23,6 +23,7 @@ RULES: dict[str, str] = {
     "one-device": "all tensors must be on one device; only lengths, seed and offset may stay on the host",
     "inference-only": "the operator has no gradient: call it under torch.no_grad, or the training operator instead",
     "no-reference": "this use has no reference in the emulator, so nothing is known about its result",
+    "keyword-is-in-schema": "keyword arguments must have the names of the recorded schema",
     "schema-is-current": "the recorded schema must be that of the wheel",
     # Attention
     "layout-is-known": "input_layout must be one of the operator's layouts",

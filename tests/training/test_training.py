@@ -483,3 +483,9 @@ def test_batches_of_a_run_come_from_the_plan(corpus, utterances, tmp_path):
     stage = recipe.stages[0]
     feed = steps(run.train_sources, stage.tasks, run._collator(stage), batch_seconds=stage.batch_seconds)
     assert [row["epoch"] for row in rows(tmp_path / "run")] == [step.after.epoch for step in islice(feed, 9)]
+
+
+def test_a_device_without_an_adamw_of_its_own_is_refused(corpus, tmp_path):
+    stage = "{name: all, trainable: [llm], steps: 1, learning_rate: 0.01}"
+    with pytest.raises(ValueError, match="backend 'cpu' has no AdamW of its own"):
+        train(tiny.recipe(corpus, tmp_path / "run", f"stages=[{stage}]", "device_adamw=true"))
