@@ -15,7 +15,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--out", type=Path, default=Path("runs/quickstart"), help="folder of the run (default: %(default)s)"
     )
     parser.add_argument("--train", type=int, default=12000, help="training utterances (default: %(default)s)")
-    parser.add_argument("--test", type=int, default=2000, help="test utterances (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=1600, help="test utterances (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=400, help="test utterances a task (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="at most so many steps a stage, to try the whole chain in short")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="changes to the recipe")

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 _POLYNOMIAL = (3.4445, -4.7750, 2.0315)
 """Coefficients of x, x³ and x⁵, which push singular values towards 1 fastest from zero."""
-_ITERATIONS = 5
+_ITERATIONS = 4
+"""Keller Jordan takes 5; in trials of the quickstart's recipe a fifth one changed the loss by less than a seed does."""
 
 
 def orthogonalize(x_NRC: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ def orthogonalize(x_NRC: Tensor) -> Tensor:
         x_NRC: N matrices of no more rows than columns, any dtype.
 
     Returns:
-        bfloat16, the same shape. Singular values lie between about 0.7 and 1.2, but for those that were nearly zero.
+        bfloat16, the same shape. Singular values lie near 1, within a third, but for those below a tenth of the norm.
     """
     a, b, c = _POLYNOMIAL
     x_NRC = x_NRC.bfloat16()

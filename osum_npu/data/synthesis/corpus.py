@@ -189,7 +189,7 @@ def synthesize(out: Path, counts: dict[Split, int], seed: int = 0, processes: in
     context.set_forkserver_preload([__name__])
     # What espeak-ng says depends on all it said before, so every chunk of jobs is spoken by a process of its own.
     with context.Pool(processes or os.cpu_count(), maxtasksperchild=1) as pool:
-        made = list(tqdm(pool.imap(_Worker(out / "audio"), jobs, chunksize=64), "synthesize", len(jobs), unit="utt"))
+        made = list(tqdm(pool.imap(_Worker(out / "audio"), jobs, chunksize=256), "synthesize", len(jobs), unit="utt"))
     return {split: _manifest(out / f"{split}.jsonl", [u for u in made if u.key.startswith(split)]) for split in SPLITS}
 
 
