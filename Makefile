@@ -9,8 +9,12 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PINS := requirements/constraints.txt
-INSTALL := $(BIN)/python -m pip install -qq --no-compile --no-input --disable-pip-version-check -c $(PINS)
+TESTED := requirements/tested.txt
+PIP := -m pip install -qq --no-compile --no-input --disable-pip-version-check -c $(TESTED)
+# openai-whisper asks for triton, a gigabyte that only CUDA builds of torch use. So where all versions are listed (Python
+# 3.11), the list is installed as it stands; before that, pip fills what the list leaves open.
+LISTED = $$($(1) -c 'import sys; print("--no-deps" if sys.version_info >= (3, 11) else "")')
+install = $(1) $(PIP) torch && $(1) $(PIP) $(LISTED) -r $(TESTED) $(2) && $(1) $(PIP) $(LISTED) --no-build-isolation -e '.[train,eval,quickstart,dev]'
 # One thread a process: two processes of tests side by side are faster than one with two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
@@ -29,15 +33,13 @@ test-slow: $(READY)
 	@$(PYTEST) -m slow
 
 NPU_VENV := .venv-npu
-NPU_INSTALL := $(NPU_VENV)/bin/python -m pip install -qq --no-compile --no-input --disable-pip-version-check -c $(PINS)
 
 test-npu: $(NPU_VENV)/.ready
 	@OMP_NUM_THREADS=1 $(NPU_VENV)/bin/python tests/npu_emulator run -- pytest -q -n 2 --dist loadfile -m emulated_npu tests/npu
 
-$(NPU_VENV)/.ready: pyproject.toml $(PINS)
+$(NPU_VENV)/.ready: pyproject.toml $(TESTED) requirements/npu.txt
 	@test -x $(NPU_VENV)/bin/python || $(PYTHON) -m venv $(NPU_VENV)
-	@$(NPU_INSTALL) torch
-	@$(NPU_INSTALL) -e '.[npu,train,eval,quickstart,dev]'
+	@$(call install,$(NPU_VENV)/bin/python,-r requirements/npu.txt)
 	@touch $@
 
 lint: $(READY)
@@ -47,12 +49,11 @@ lint: $(READY)
 
 venv: $(READY)
 
-$(READY): pyproject.toml $(PINS)
+$(READY): pyproject.toml $(TESTED)
 	@"$(PYTHON)" -c '$(FITS)' 2>/dev/null || { echo "wanted Python 3.10 or newer with venv; name it: make PYTHON=/path/to/python"; exit 1; }
 	@echo "installing into $(VENV), once; torch is large, so this takes minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(INSTALL) torch
-	@$(INSTALL) -e '.[train,eval,quickstart,dev]'
+	@$(call install,$(BIN)/python)
 	@touch $@
 
 clean:
