@@ -124,6 +124,9 @@ class Stage:
         min_length=1,
         description="how often a task is drawn, among those that a row can serve",
     )
+    questions: int = Field(
+        default=1, ge=1, le=8, description="tasks asked about each utterance of a step; its sound is encoded once"
+    )
     warmup_steps: int = Field(default=0, ge=0, description="steps in which the learning rate rises")
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = Field(
         default="linear", description="how the learning rate falls after that; inverse_sqrt is OSUM's WarmupLR"

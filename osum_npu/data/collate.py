@@ -20,12 +20,14 @@ from osum_npu.tasks import draw_prompt, spell, write
 
 @dataclass(frozen=True)
 class Batch:
-    """Utterances that are computed together. Shapes: B utterances, S samples."""
+    """Utterances that are computed together, and the questions asked about them. Shapes: B utterances, S samples."""
 
     examples: list[Example]
     wave_BS: Tensor
     """float32, 16 kHz, zero behind each end."""
     samples: list[int]
+    about: list[int]
+    """Of each question, which utterance it is about."""
     prompts: list[list[int]]
     answers: list[list[int]]
     """Token ids with the end mark."""
@@ -76,17 +78,19 @@ class Collator:
             kept.append(example)
             waves.append(torch.from_numpy(np.ascontiguousarray(wave)))
         rngs = [random.Random(f"{self.seed}/{epoch}/{example.utterance.key}") for example in kept]
-        prompts = [e.utterance.prompt or draw_prompt(e.task, rng) for e, rng in zip(kept, rngs)]
+        asked = [(i, task) for i, example in enumerate(kept) for task in example.tasks]
+        prompts = [kept[i].utterance.prompt or draw_prompt(task, rngs[i]) for i, task in asked]
         samples = [len(wave) for wave in waves]
         drawn = None
         if self.spec_augment is not None:
             drawn = [draw(self.spec_augment, frame_count(n), self.n_mels, rng) for n, rng in zip(samples, rngs)]
         end = self.tokenizer.eos_token_id
-        answers = self._ids([write(e.task, e.utterance) for e in kept])
+        answers = self._ids([write(task, kept[i].utterance) for i, task in asked])
         return Batch(
             examples=kept,
             wave_BS=torch.nn.utils.rnn.pad_sequence(waves, batch_first=True) if waves else torch.zeros(0, 0),
             samples=samples,
+            about=[i for i, _ in asked],
             prompts=self._ids(prompts),
             answers=[[*ids, end] for ids in answers],
             spellings=[spell(e.utterance) for e in kept],

@@ -50,6 +50,7 @@ def steps(
     *,
     batch_seconds: float,
     micro_batch_seconds: float | None = None,
+    questions: int = 1,
     shortest_first: bool = False,
     start: Position = Position(),
     rank: int = 0,
@@ -64,6 +65,7 @@ def steps(
         collate: makes batches.
         batch_seconds: sound of one step over all ranks.
         micro_batch_seconds: sound computed at once; the rank's whole share by default.
+        questions: tasks asked about an utterance.
         shortest_first: epoch 0 in rising length.
         start: where to go on.
         rank: of this process.
@@ -78,6 +80,7 @@ def steps(
             batch_seconds=batch_seconds,
             seed=collate.seed,
             epoch=position.epoch,
+            questions=questions,
             shortest_first=shortest_first,
         )
         shares = [step[rank::world_size] for step in plan[position.step :]]

@@ -21,7 +21,7 @@ class Example(NamedTuple):
     """One utterance and what is asked about it."""
 
     utterance: Utterance
-    task: Task
+    tasks: tuple[Task, ...]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def plan_epoch(
     batch_seconds: float,
     seed: int,
     epoch: int,
+    questions: int = 1,
     shortest_first: bool = False,
 ) -> list[list[Example]]:
     """Plan the steps of one epoch.
@@ -57,6 +58,7 @@ def plan_epoch(
         batch_seconds: sound of one step with padding; a single longer utterance makes a step of its own.
         seed: of the run.
         epoch: counts from 0.
+        questions: how many different tasks are drawn for an utterance that can serve as many.
         shortest_first: put the steps of epoch 0 in rising length instead of at random
             (SortaGrad; Amodei et al., Deep Speech 2, 2016).
 
@@ -68,8 +70,7 @@ def plan_epoch(
     for source in sources:
         for utterance in _take(source, rng):
             if possible := servable(utterance, tasks):
-                task = rng.choices(possible, [tasks[task.name] for task in possible])[0]
-                examples.append(Example(utterance, task))
+                examples.append(Example(utterance, _draw(possible, tasks, questions, rng)))
     if not examples:
         raise ValueError(
             f"no utterance of the training data carries the labels for any of these tasks: {', '.join(tasks)}"
@@ -85,6 +86,15 @@ def plan_epoch(
     if shortest_first and epoch == 0:
         steps.sort(key=lambda step: _seconds(step[0]))
     return steps
+
+
+def _draw(possible: list[Task], weights: Mapping[str, float], count: int, rng: random.Random) -> tuple[Task, ...]:
+    """Draw different tasks, the likelier the higher their weights."""
+    drawn: list[Task] = []
+    while possible and len(drawn) < count:
+        drawn += rng.choices(possible, [weights[task.name] for task in possible])
+        possible = [task for task in possible if task is not drawn[-1]]
+    return tuple(drawn)
 
 
 def cut(examples: Sequence[Example], seconds: float) -> list[list[Example]]:

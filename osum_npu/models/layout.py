@@ -47,6 +47,7 @@ def lay_out(
     speech_lengths: Sequence[int],
     answers: Sequence[Sequence[int]] | None = None,
     *,
+    about: Sequence[int] | None = None,
     padding: Literal["left", "right"] = "right",
 ) -> Layout:
     """Arrange a batch.
@@ -55,27 +56,30 @@ def lay_out(
         prompts: token ids of each instruction.
         speech_lengths: speech embeddings of each utterance; the table holds them with the longest as row stride.
         answers: token ids of each answer, end mark included; ``None`` at inference.
+        about: which utterance each instruction is about; by default there is one for each.
         padding: the side on which short sequences are filled up; left for generation.
     """
     stride, batch = max(speech_lengths), len(prompts)
+    about = range(batch) if about is None else about
     answers = answers if answers is not None else [()] * batch
     tokens = np.concatenate([np.asarray(ids, np.int64) for pair in zip(prompts, answers) for ids in pair])
     first_speech = 3 + len(tokens)
-    lengths = [len(p) + 2 + n + len(a) for p, n, a in zip(prompts, speech_lengths, answers)]
+    heard = [speech_lengths[utterance] for utterance in about]
+    lengths = [len(p) + 2 + n + len(a) for p, n, a in zip(prompts, heard, answers)]
     longest = max(lengths)
     source = np.zeros((batch, longest), np.int64)
     position = np.zeros((batch, longest), np.int64)
     mask = np.zeros((batch, longest), np.bool_)
     predictors: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
     next_token = 3
-    for i, (prompt, n, answer, length) in enumerate(zip(prompts, speech_lengths, answers, lengths)):
+    for i, (prompt, n, answer, length) in enumerate(zip(prompts, heard, answers, lengths)):
         start = longest - length if padding == "left" else 0
         after_prompt, answer_start = next_token + len(prompt), start + length - len(answer)
         source[i, start : start + length] = np.concatenate(
             [
                 np.arange(next_token, after_prompt),
                 [1],
-                np.arange(first_speech + i * stride, first_speech + i * stride + n),
+                first_speech + about[i] * stride + np.arange(n),
                 [2],
                 np.arange(after_prompt, after_prompt + len(answer)),
             ]

@@ -186,6 +186,7 @@ class _Run:
             self._collator(stage),
             batch_seconds=stage.batch_seconds,
             micro_batch_seconds=stage.micro_batch_seconds,
+            questions=stage.questions,
             shortest_first=stage.shortest_first,
             start=progress.position,
             rank=self.ranks.rank,
@@ -235,7 +236,7 @@ class _Run:
         layout = None
         if stage.llm_weight:
             lengths = [model.speech_length(n // 160) for n in batch.samples]
-            layout = lay_out(batch.prompts, lengths, batch.answers).to(self.device)
+            layout = lay_out(batch.prompts, lengths, batch.answers, about=batch.about).to(self.device)
         with self._autocast():
             output: SpeechLLMOutput = model(features, frames, layout, batch.spellings if stage.ctc_weight else None)
         return output

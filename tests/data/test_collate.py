@@ -39,7 +39,7 @@ def examples(tmp_path_factory):
             reply="world",
             prompt="say it" if i == 5 else None,
         )
-        made.append(Example(u, TASKS["chat" if i == 3 else "gender"]))
+        made.append(Example(u, (TASKS["chat" if i == 3 else "gender"],)))
     return made
 
 
@@ -67,10 +67,10 @@ def test_a_batch_holds_what_the_examples_say(tokenizer, examples):
         answer = tokenizer.decode(batch.answers[i], skip_special_tokens=False)
         assert batch.answers[i][-1] == tokenizer.eos_token_id
         assert normalize_text(answer.removesuffix(tokenizer.eos_token)).strip() == write(
-            example.task, example.utterance
+            example.tasks[0], example.utterance
         )
         prompt = tokenizer.decode(batch.prompts[i]).replace(" ", "")
-        allowed = ["say it"] if example.utterance.prompt else prompts()[example.task.name]
+        allowed = ["say it"] if example.utterance.prompt else prompts()[example.tasks[0].name]
         assert prompt in [wording.replace(" ", "") for wording in allowed]
         hidden = batch.drawn[i]
         assert hidden.hidden_frames.shape == hidden.source_frames.shape == (frame_count(samples),)
@@ -113,7 +113,7 @@ def test_a_broken_file_is_named_and_the_others_are_kept(tokenizer, examples, tmp
     soundfile.write(tmp_path / "long.wav", np.full(16000 * 3, 0.1), 16000)
     names = ["missing.wav", "text.wav", "empty.wav", "cut.wav", "long.wav"]
     bad = [
-        Example(Utterance(key=name, wav=str(tmp_path / name), text="a", labels={"gender": "male"}), TASKS["gender"])
+        Example(Utterance(key=name, wav=str(tmp_path / name), text="a", labels={"gender": "male"}), (TASKS["gender"],))
         for name in names
     ]
     collate = collator(tokenizer)
@@ -128,7 +128,7 @@ def test_a_broken_file_is_named_and_the_others_are_kept(tokenizer, examples, tmp
 
 
 def test_a_batch_may_be_left_empty(tokenizer, tmp_path):
-    lost = Example(Utterance(key="lost", wav=str(tmp_path / "lost.wav"), text="a"), TASKS["asr"])
+    lost = Example(Utterance(key="lost", wav=str(tmp_path / "lost.wav"), text="a"), (TASKS["asr"],))
     for examples in ([lost], []):
         batch = collator(tokenizer)(examples, epoch=0)
         assert (batch.examples, batch.answers, batch.seconds, batch.label_count) == ([], [], 0, 0)

@@ -36,14 +36,14 @@ def read(sources, collate, count, **options):
 def plans(sources, epochs):
     """All steps of the first epochs, as (key, task) pairs."""
     return [
-        [(example.utterance.key, example.task.name) for example in step]
+        [(example.utterance.key, example.tasks[0].name) for example in step]
         for epoch in range(epochs)
         for step in plan_epoch(sources, TASKS, batch_seconds=BATCH, seed=SEED, epoch=epoch)
     ]
 
 
 def asked(step):
-    return [(example.utterance.key, example.task.name) for batch in step.batches for example in batch.examples]
+    return [(example.utterance.key, example.tasks[0].name) for batch in step.batches for example in batch.examples]
 
 
 def content(step):

@@ -81,8 +81,8 @@ def test_a_plan_keeps_its_promises(sources, budget, seed, epoch, shortest_first)
         assert drawn[u.key] in counts_wanted[u.key]
     assert drawn.keys() <= {u.key for u in able}
     for example in (example for step in steps for example in step):
-        assert example.task.name in tasks
-        assert not missing(example.task, example.utterance)
+        assert example.tasks[0].name in tasks
+        assert not missing(example.tasks[0], example.utterance)
     for step in steps:
         assert [seconds(e) for e in step] == sorted(map(seconds, step), reverse=True)
         assert len(step) * seconds(step[0]) <= budget or len(step) == 1
@@ -126,7 +126,7 @@ def test_seed_and_epoch_decide_the_order_and_who_comes_again():
 def test_tasks_are_drawn_in_proportion_to_their_weights():
     tasks = {"asr": 1.0, "gender": 2.0, "emotion": 5.0}
     steps = plan_epoch(corpus(4000), tasks, batch_seconds=100, seed=0, epoch=0)
-    drawn = Counter(example.task.name for step in steps for example in step)
+    drawn = Counter(example.tasks[0].name for step in steps for example in step)
     for name, weight in tasks.items():
         share, n = weight / 8, drawn.total()
         assert abs(drawn[name] - share * n) < 5 * math.sqrt(n * share * (1 - share))
@@ -135,7 +135,7 @@ def test_tasks_are_drawn_in_proportion_to_their_weights():
 def test_a_task_is_drawn_only_where_its_labels_are():
     sources = [WeightedSource([utterance("a", 1, ("asr",)), utterance("g", 1, ("gender",)), utterance("n", 1, ())])]
     seen = {
-        (example.utterance.key, example.task.name)
+        (example.utterance.key, example.tasks[0].name)
         for epoch in range(20)
         for step in plan_epoch(sources, {"asr": 1, "gender": 9}, batch_seconds=5, seed=0, epoch=epoch)
         for example in step
@@ -158,7 +158,7 @@ def test_steps_hold_utterances_of_similar_length():
 @given(st.lists(st.floats(0.1, 20), max_size=40), st.floats(0.5, 60))
 def test_micro_batches_hold_all_and_keep_the_budget(durations, budget):
     falling = sorted(durations, reverse=True)
-    examples = [Example(utterance(str(i), d), TASKS["asr"]) for i, d in enumerate(falling)]
+    examples = [Example(utterance(str(i), d), (TASKS["asr"],)) for i, d in enumerate(falling)]
     groups = cut(examples, budget)
     assert [example for group in groups for example in group] == examples
     for group in groups:
@@ -166,3 +166,16 @@ def test_micro_batches_hold_all_and_keep_the_budget(durations, budget):
         assert len(group) * seconds(group[0]) <= budget or len(group) == 1
     for group in groups[:-1]:  # none could have taken one more
         assert (len(group) + 1) * seconds(group[0]) > budget
+
+
+@settings(max_examples=40, deadline=None)
+@given(mixtures(), st.integers(1, 4))
+def test_as_many_different_questions_as_an_utterance_can_serve(sources, questions):
+    tasks = {"asr": 1.0, "gender": 2.0, "emotion": 0.5}
+    if not any(servable(u, tasks) for source in sources for u in source.utterances):
+        return
+    whole = [WeightedSource(source.utterances) for source in sources]
+    steps = plan_epoch(whole, tasks, batch_seconds=20, seed=0, epoch=0, questions=questions)
+    for example in (example for step in steps for example in step):
+        assert len(set(example.tasks)) == len(example.tasks)
+        assert len(example.tasks) == min(questions, len(servable(example.utterance, tasks)))

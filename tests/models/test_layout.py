@@ -94,3 +94,16 @@ def test_inference_is_the_same_without_the_answer(batch):
     assert layout.label_N.numel() == layout.predictor_N.numel() == 0
     for row in sequences(layout, batch):
         assert row[-1] == END
+
+
+@settings(deadline=None)
+@given(batches, sides, st.data())
+def test_several_prompts_about_one_utterance_take_the_same_speech(batch, side, data):
+    about = data.draw(st.lists(st.integers(0, len(batch) - 1), min_size=1, max_size=6))
+    speech = [length for _, length, _ in batch]
+    asked = [([7, row], [8]) for row in range(len(about))]
+    layout = lay_out([p for p, _ in asked], speech, [a for _, a in asked], about=about, padding=side)
+    for got, row, utterance in zip(sequences(layout, batch), range(len(about)), about):
+        heard = [("speech", utterance, place) for place in range(speech[utterance])]
+        want = [("token", 7), ("token", row), BEGIN, *heard, END, ("token", 8)]
+        assert [source for source in got if source != PAD] == want

@@ -75,6 +75,14 @@ def compute(model, batch, spellings=None):
     return model(nn.utils.rnn.pad_sequence(mels, batch_first=True), torch.tensor(frames), layout, spellings)
 
 
+def test_questions_about_one_utterance_cost_what_they_cost_alone():
+    (mel, prompt, answer), (_, other_prompt, other_answer) = utterance(3), utterance(4)
+    alone = [compute(MODEL, [(mel, p, a)]).loss_sum for p, a in ((prompt, answer), (other_prompt, other_answer))]
+    layout = lay_out([prompt, other_prompt], [MODEL.speech_length(len(mel))], [answer, other_answer], about=[0, 0])
+    together = MODEL(mel[None], torch.tensor([len(mel)]), layout)
+    assert relative_error(together.loss_sum, sum(alone)) <= 1e-5
+
+
 def sequence(model, mel, prompt, answer=()):
     """Embeddings of one utterance, put together by hand: ``[1, L, H]``."""
     tokens = model.llm.get_input_embeddings()
