@@ -23,5 +23,11 @@ def keep_memory() -> None:
 
 
 CPU = Backend(
-    name="cpu", collective="gloo", ops="osum_npu_ops.cpu", dtypes=(torch.float32, torch.bfloat16), wake=keep_memory
+    name="cpu",
+    collective="gloo",
+    ops="osum_npu_ops.cpu",
+    dtypes=(torch.float32, torch.bfloat16),
+    # by default oneDNN keeps the kernels of 1024 shapes, fewer than a training with batches of many lengths goes round
+    env={"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192"},
+    wake=keep_memory,
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 from osum_npu.audio.augment import Drawn, SpecAugmentConfig, draw
 from osum_npu.audio.mel import frame_count
 from osum_npu.audio.read import SAMPLE_RATE, AudioError, read_audio
-from osum_npu.data.plan import Example
+from osum_npu.data.plan import Example, padded_length
 from osum_npu.tasks import draw_prompt, spell, write
 
 
@@ -88,7 +88,7 @@ class Collator:
         answers = self._ids([write(task, kept[i].utterance) for i, task in asked])
         return Batch(
             examples=kept,
-            wave_BS=torch.nn.utils.rnn.pad_sequence(waves, batch_first=True) if waves else torch.zeros(0, 0),
+            wave_BS=self._pad(waves),
             samples=samples,
             about=[i for i, _ in asked],
             prompts=self._ids(prompts),
@@ -97,6 +97,17 @@ class Collator:
             drawn=drawn,
             skipped=skipped,
         )
+
+    def _pad(self, waves: list[Tensor]) -> Tensor:
+        """Put waves side by side, zero behind each end, ``[B, S]``."""
+        if not waves:
+            return torch.zeros(0, 0)
+        longest = max(map(len, waves))
+        limit = max(longest, int(self.max_seconds * SAMPLE_RATE))
+        wave_BS = torch.zeros(len(waves), min(limit, round(padded_length(longest / SAMPLE_RATE) * SAMPLE_RATE)))
+        for row, wave in zip(wave_BS, waves):
+            row[: len(wave)] = wave
+        return wave_BS
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         if not texts:

@@ -6,6 +6,7 @@ state of a run is (epoch, steps done), on any number of ranks.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,11 @@ from osum_npu.tasks import TASKS, Task, Utterance, missing
 
 _WINDOW = 24
 """Batches' worth of utterances that are sorted by length together: similar lengths, still a random order."""
+
+
+LENGTH_STEP = 0.16
+"""Seconds in which the length of a batch grows. Libraries prepare a kernel for each shape and keep it, so a few shapes
+that come again are faster than the least padding: a quarter less time for a small model on a CPU."""
 
 
 class Example(NamedTuple):
@@ -97,11 +103,16 @@ def _draw(possible: list[Task], weights: Mapping[str, float], count: int, rng: r
     return tuple(drawn)
 
 
+def padded_length(seconds: float) -> float:
+    """Return to how many seconds a batch is padded whose longest utterance has ``seconds``."""
+    return math.ceil(seconds / LENGTH_STEP) * LENGTH_STEP
+
+
 def cut(examples: Sequence[Example], seconds: float) -> list[list[Example]]:
     """Cut examples in falling length into groups of at most ``seconds`` of sound, padding counted."""
     groups: list[list[Example]] = []
     for example in examples:
-        if groups and (len(groups[-1]) + 1) * _seconds(groups[-1][0]) <= seconds:
+        if groups and (len(groups[-1]) + 1) * padded_length(_seconds(groups[-1][0])) <= seconds:
             groups[-1].append(example)
         else:
             groups.append([example])

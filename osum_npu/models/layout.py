@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,9 +37,14 @@ class Layout:
     label_N: Tensor
     """int64: the labels."""
 
+    stride: int
+    """Rows of the table that the speech embeddings of each utterance take; more of them, padding, are left out."""
+
     def to(self, device: torch.device) -> Layout:
         """Copy to a device."""
-        return Layout(**{name: value.to(device, non_blocking=True) for name, value in self.__dict__.items()})
+        fields: dict[str, Any] = self.__dict__
+        tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+        return Layout(**fields | {name: value.to(device, non_blocking=True) for name, value in tensors.items()})
 
 
 def lay_out(
@@ -48,6 +53,7 @@ def lay_out(
     answers: Sequence[Sequence[int]] | None = None,
     *,
     about: Sequence[int] | None = None,
+    multiple_of: int = 1,
     padding: Literal["left", "right"] = "right",
 ) -> Layout:
     """Arrange a batch.
@@ -57,6 +63,7 @@ def lay_out(
         speech_lengths: speech embeddings of each utterance; the table holds them with the longest as row stride.
         answers: token ids of each answer, end mark included; ``None`` at inference.
         about: which utterance each instruction is about; by default there is one for each.
+        multiple_of: the length of the batch is one, so that its shape comes again.
         padding: the side on which short sequences are filled up; left for generation.
     """
     stride, batch = max(speech_lengths), len(prompts)
@@ -66,7 +73,7 @@ def lay_out(
     first_speech = 3 + len(tokens)
     heard = [speech_lengths[utterance] for utterance in about]
     lengths = [len(p) + 2 + n + len(a) for p, n, a in zip(prompts, heard, answers)]
-    longest = max(lengths)
+    longest = -(-max(lengths) // multiple_of) * multiple_of
     source = np.zeros((batch, longest), np.int64)
     position = np.zeros((batch, longest), np.int64)
     mask = np.zeros((batch, longest), np.bool_)
@@ -96,4 +103,5 @@ def lay_out(
         position_BL=torch.from_numpy(position),
         predictor_N=torch.from_numpy(np.concatenate(predictors)),
         label_N=torch.from_numpy(labels),
+        stride=stride,
     )

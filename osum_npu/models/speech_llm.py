@@ -120,13 +120,18 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         """Build the LLM's input ``[B, L, H]``, for training and inference alike.
 
         Args:
-            speech_BEH: speech embeddings, padded to the longest.
+            speech_BEH: speech embeddings, padded to the longest or more.
             layout: places of prompt, speech and answer.
         """
         tokens = self.llm.get_input_embeddings()(layout.tokens)
         width, dtype = tokens.shape[-1], speech_BEH.dtype
         table = torch.cat(
-            [tokens.new_zeros(1, width).to(dtype), self.marks.to(dtype), tokens.to(dtype), speech_BEH.flatten(0, 1)]
+            [
+                tokens.new_zeros(1, width).to(dtype),
+                self.marks.to(dtype),
+                tokens.to(dtype),
+                speech_BEH[:, : layout.stride].flatten(0, 1),
+            ]
         )
         # a gather by index would add up gradients in an order that changes from run to run
         return F.embedding(layout.source_BL, table)

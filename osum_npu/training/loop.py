@@ -31,6 +31,8 @@ from osum_npu.training.ranks import Ranks
 from osum_npu.training.state import Progress, checkpoints, load_tensors, read_progress, restore_rng, save_state
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_LENGTH_STEP = 8
+"""Positions in which the length of the LLM's sequences grows; see ``osum_npu.data.plan.LENGTH_STEP``."""
 _DEV_UTTERANCES = 256
 """How many utterances a measurement of the dev loss takes at most."""
 _MAX_BAD_STEPS = 20
@@ -236,7 +238,9 @@ class _Run:
         layout = None
         if stage.llm_weight:
             lengths = [model.speech_length(n // 160) for n in batch.samples]
-            layout = lay_out(batch.prompts, lengths, batch.answers, about=batch.about).to(self.device)
+            layout = lay_out(batch.prompts, lengths, batch.answers, about=batch.about, multiple_of=_LENGTH_STEP).to(
+                self.device
+            )
         with self._autocast():
             output: SpeechLLMOutput = model(features, frames, layout, batch.spellings if stage.ctc_weight else None)
         return output

@@ -83,6 +83,16 @@ def test_questions_about_one_utterance_cost_what_they_cost_alone():
     assert relative_error(together.loss_sum, sum(alone)) <= 1e-5
 
 
+def test_more_padding_than_the_longest_needs_changes_nothing():
+    mels, prompts, answers = zip(*(utterance(seed) for seed in range(5)))
+    layout = lay_out(prompts, [MODEL.speech_length(len(mel)) for mel in mels], answers)
+    longer = lay_out(prompts, [MODEL.speech_length(len(mel)) for mel in mels], answers, multiple_of=32)
+    padded, frames = nn.utils.rnn.pad_sequence(mels, batch_first=True), torch.tensor([len(mel) for mel in mels])
+    want = MODEL(padded, frames, layout).loss_sum
+    got = MODEL(nn.functional.pad(padded, (0, 0, 0, 20)), frames, longer).loss_sum
+    assert relative_error(got, want) <= 1e-6
+
+
 def sequence(model, mel, prompt, answer=()):
     """Embeddings of one utterance, put together by hand: ``[1, L, H]``."""
     tokens = model.llm.get_input_embeddings()

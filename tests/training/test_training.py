@@ -68,7 +68,7 @@ def rows(out):
 
 def test_the_losses_fall(finished):
     spelled, said = losses(finished, "ctc_loss"), losses(finished)
-    assert spelled[-1] < 0.5 * spelled[0]
+    assert spelled[-1] < 0.6 * spelled[0]
     assert said[-1] < 0.95 * said[0]
     assert losses(finished, "dev_loss")[-1] < said[0]
     assert all(map(math.isfinite, spelled + said))
