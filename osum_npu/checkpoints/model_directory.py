@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from osum_npu.models.speech_llm import SpeechLLM
 
@@ -23,26 +27,43 @@ def save_model(model: SpeechLLM, tokenizer: Any, folder: Path, card: str) -> Non
         folder: to write.
         card: text of ``README.md``.
     """
+    with replacement(folder) as temporary:
+        model.save_pretrained(temporary)
+        write_companions(temporary, tokenizer, model.encoder.config.n_mels, card)
+
+
+def write_companions(folder: Path, tokenizer: Any, n_mels: int, card: str) -> None:
+    """Write what a model directory holds beside configuration and weights."""
     from transformers import GenerationConfig
 
-    temporary = folder.with_name(folder.name + ".part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
+    tokenizer.save_pretrained(folder)
     end = tokenizer.eos_token_id
     generation = GenerationConfig(
         eos_token_id=end, pad_token_id=tokenizer.pad_token_id or end, max_new_tokens=MAX_NEW_TOKENS, do_sample=False
     )
-    generation.save_pretrained(temporary)
+    generation.save_pretrained(folder)
     features = {
         "feature_extractor_type": "WhisperFeatureExtractor",
-        "feature_size": model.encoder.config.n_mels,
+        "feature_size": n_mels,
         "sampling_rate": 16000,
         "n_fft": 400,
         "hop_length": 160,
     }
-    (temporary / "preprocessor_config.json").write_text(json.dumps(features, indent=2) + "\n", "utf-8")
-    (temporary / "README.md").write_text(card, "utf-8")
+    (folder / "preprocessor_config.json").write_text(json.dumps(features, indent=2) + "\n", "utf-8")
+    (folder / "README.md").write_text(card, "utf-8")
+
+
+@contextmanager
+def replacement(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; it then takes the place of ``folder``, unless an error ended the filling."""
+    temporary = folder.with_name(folder.name + ".part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if folder.exists():
         old = folder.with_name(folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
@@ -53,8 +74,14 @@ def save_model(model: SpeechLLM, tokenizer: Any, folder: Path, card: str) -> Non
         os.replace(temporary, folder)
 
 
-def load_model(folder: str | Path) -> tuple[SpeechLLM, Any]:
+def load_model(
+    folder: str | Path, *, llm_dtype: torch.dtype | Literal["auto"] = torch.float32
+) -> tuple[SpeechLLM, Any]:
     """Load a model directory.
+
+    Args:
+        folder: folder, or name on a hub.
+        llm_dtype: of the base LLM; ``auto`` keeps that of its files. All other parts are float32.
 
     Returns:
         (model in evaluation mode on the CPU, tokenizer).
@@ -66,4 +93,5 @@ def load_model(folder: str | Path) -> tuple[SpeechLLM, Any]:
 
     if Path(folder).is_dir() and not (Path(folder) / "config.json").is_file():
         raise ValueError(f"{folder} is no model directory: it has no config.json; a finished run has one in OUT/model")
-    return SpeechLLM.from_pretrained(folder), AutoTokenizer.from_pretrained(str(folder))
+    model = SpeechLLM.from_pretrained(folder, llm_dtype=llm_dtype)
+    return model, AutoTokenizer.from_pretrained(str(folder))

@@ -72,11 +72,11 @@ class Engine:
     def load(cls, folder: str | Path) -> Engine:
         """Load a model directory onto the chosen backend, in that backend's own dtype."""
         chosen = backend.current()
-        device = chosen.activate()
-        model, tokenizer = load_model(folder)
+        device, dtype = chosen.activate(), chosen.dtypes[0]
+        model, tokenizer = load_model(folder, llm_dtype=dtype if dtype is torch.float32 else "auto")
         if model.config.lora is not None:
-            fold_lora(model.llm)  # in float32, so that rounding does not swallow small updates
-        return cls(model.to(chosen.dtypes[0]), tokenizer, device)
+            fold_lora(model.llm)  # LoRA is float32: each sum is rounded once, and small updates are not swallowed
+        return cls(model.to(dtype), tokenizer, device)
 
     @property
     def longest(self) -> float:

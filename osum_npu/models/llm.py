@@ -6,7 +6,7 @@ Shapes: B sequences, T positions, H heads, D head width, C channels.
 from __future__ import annotations
 
 from types import MethodType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -155,17 +155,17 @@ def merge_projections(llm: nn.Module) -> None:
             module.merge()
 
 
-def build_llm(config: dict[str, Any]) -> PreTrainedModel:
+def build_llm(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Build a decoder with random weights from a transformers configuration (``model_type`` and sizes)."""
     settings = dict(config)
     llm: PreTrainedModel = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(settings.pop("model_type"), **settings)
+        AutoConfig.for_model(settings.pop("model_type"), **settings), dtype=dtype
     )
     return use_own_ops(llm)
 
 
-def load_llm(name_or_path: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load a released decoder from a folder or a hub.
+def load_llm(name_or_path: str, dtype: torch.dtype | Literal["auto"] = torch.float32) -> PreTrainedModel:
+    """Load a released decoder from a folder or a hub; with dtype ``auto``, in that of its files.
 
     Raises:
         ValueError: there is none of that name.

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import nn
+from torch import Tensor, nn
 
 from osum_npu.strict import STRICT
 
@@ -24,10 +24,13 @@ class LoraSettings:
 
 
 def add_lora(llm: nn.Module, settings: LoraSettings) -> None:
-    """Put LoRA layers into ``llm``, in place, initialised to change nothing."""
+    """Put LoRA layers into ``llm``, in place, in float32, initialised to change nothing."""
     from peft import inject_adapter_in_model
 
     inject_adapter_in_model(peft_config(settings), llm)
+    for name, parameter in llm.named_parameters():
+        if is_lora(name):  # PEFT takes the LLM's dtype, in which small updates would be rounded away
+            parameter.data = parameter.data.float()
 
 
 def fold_lora(llm: nn.Module) -> None:
@@ -39,6 +42,18 @@ def fold_lora(llm: nn.Module) -> None:
             parent, _, child = name.rpartition(".")
             module.merge()
             setattr(llm.get_submodule(parent), child, module.get_base_layer())
+
+
+def updated(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """Return ``weight + scale · up · down``, computed in float32, in the dtype of ``weight``.
+
+    Args:
+        weight: ``[out, in]``, of a linear layer.
+        down: ``[rank, in]``, LoRA's A.
+        up: ``[out, rank]``, LoRA's B.
+        scale: alpha / rank.
+    """
+    return (weight.float() + (up.float() @ down.float()) * scale).to(weight.dtype)
 
 
 def peft_config(settings: LoraSettings) -> Any:

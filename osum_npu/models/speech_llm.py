@@ -7,20 +7,19 @@ LLM, N labelled positions, V vocabulary.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import cached_file
+from transformers import LogitsProcessorList, PreTrainedConfig, PreTrainedModel, RepetitionPenaltyLogitsProcessor
+from transformers.initialization import no_init_weights
 
 from osum_npu import functional
+from osum_npu.checkpoints.shards import read_weights, write_weights
 from osum_npu.models.adapters import OsumAdapter, OsumAdapterConfig
 from osum_npu.models.layout import Layout, lay_out
 from osum_npu.models.llm import build_llm, load_llm
@@ -220,14 +219,22 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
             speech_BEH: of :meth:`hear`.
             lengths: speech embeddings of each utterance.
             prompts: token ids of each instruction.
-            settings: what :meth:`transformers.GenerationMixin.generate` takes.
+            settings: what :meth:`transformers.GenerationMixin.generate` takes. ``repetition_penalty`` counts the
+                answer's tokens only, and is 1 by default, whatever the LLM brings along.
 
         Returns:
             int64 ``[B, new tokens]``, the answers only.
         """
         layout = lay_out(prompts, lengths, padding="left").to(speech_BEH.device)
-        inputs = self.embed(speech_BEH, layout)
-        answer: Tensor = self.llm.generate(inputs_embeds=inputs, attention_mask=layout.mask_BL.long(), **settings)
+        # Given only embeddings, transformers' own penalty takes the first new tokens of a padded row for its padding.
+        penalty = settings.pop("repetition_penalty", 1.0)
+        answer: Tensor = self.llm.generate(
+            inputs_embeds=self.embed(speech_BEH, layout),
+            attention_mask=layout.mask_BL.long(),
+            repetition_penalty=1.0,
+            logits_processor=LogitsProcessorList([RepetitionPenaltyLogitsProcessor(penalty)]),
+            **settings,
+        )
         return answer
 
     def generate(self, features: Tensor, frames: Tensor, prompts: Sequence[Sequence[int]], **settings: Any) -> Tensor:
@@ -240,23 +247,22 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
 
         The base LLM is left out where ``config.llm_path`` says where it lies.
         """
-        folder = Path(save_directory)
+        folder, left_out = Path(save_directory), self._left_out()
         folder.mkdir(parents=True, exist_ok=True)
-        self.config.save_pretrained(folder)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        lora = {_peft_name(name): state.pop(name) for name in list(state) if is_lora(name)}
-        kept = {name: state[name] for name in state if name not in self._left_out()}
-        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
-        if self.config.lora is not None:
-            save_file(lora, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-            peft_config(LoraSettings(**self.config.lora)).save_pretrained(folder)
+        state: dict[str, Tensor] = self.state_dict()
+        kept = {name: tensor for name, tensor in state.items() if name not in left_out}
+        write_model(folder, self.config, kept, kept.__getitem__)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **settings: Any) -> SpeechLLM:
+    def from_pretrained(
+        cls, name_or_path: str | Path, *, llm_dtype: torch.dtype | Literal["auto"] = torch.float32, **settings: Any
+    ) -> SpeechLLM:
         """Load what :meth:`save_pretrained` wrote, from a folder or a hub.
 
         Args:
             name_or_path: folder, or name on a hub.
+            llm_dtype: of the base LLM; ``auto`` keeps that of its files, which takes no more memory than they do. All
+                other parts are float32.
             settings: ``llm_path`` to take the base LLM from elsewhere; the rest goes to the download.
 
         Raises:
@@ -268,11 +274,17 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         except OSError as error:
             raise ValueError(f"{name_or_path} is no model directory, nor a model on a hub: {error}") from error
         config.llm_path = settings.pop("llm_path", config.llm_path)
-        model = cls(config, load_llm(config.llm_path) if config.llm_path else None)
-        state = _weights(name_or_path, "model.safetensors", settings)
+        state = read_weights(name_or_path, "model", **settings)
+        llm = load_llm(config.llm_path, llm_dtype) if config.llm_path else None
+        with no_init_weights():
+            if llm is None:
+                stored = next((t.dtype for n, t in state.items() if n.startswith("llm.")), torch.float32)
+                llm = build_llm(config.llm, stored if llm_dtype == "auto" else llm_dtype)
+                llm.tie_weights()
+            model = cls(config, llm)
         if config.lora is not None:
-            ours = {_peft_name(name): name for name in model.state_dict() if is_lora(name)}
-            adapter = _weights(name_or_path, "adapter_model.safetensors", settings)
+            ours = {peft_name(name): name for name in model.state_dict() if is_lora(name)}
+            adapter = read_weights(name_or_path, "adapter_model", **settings)
             state |= {ours.get(name, name): tensor for name, tensor in adapter.items()}
         expected = {n: t.shape for n, t in model.state_dict().items() if n not in model._left_out()}
         faults = [f"{n} is missing" for n in sorted(expected.keys() - state.keys())]
@@ -297,16 +309,29 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         return left_out
 
 
-def _peft_name(name: str) -> str:
+def write_model(
+    folder: Path, config: SpeechLLMConfig, like: Mapping[str, Tensor], read: Callable[[str], Tensor]
+) -> None:
+    """Write what :meth:`SpeechLLM.from_pretrained` reads, tensor by tensor.
+
+    Args:
+        folder: to write to.
+        config: of the model.
+        like: by name in the state dict, a tensor of the shape and dtype of each that is to be stored.
+        read: returns the values of one name.
+    """
+    config.save_pretrained(folder)
+    write_weights(folder, "model", {name: like[name] for name in like if not is_lora(name)}, read)
+    if config.lora is not None:
+        lora = {peft_name(name): name for name in like if is_lora(name)}
+        stored = {name: like[own] for name, own in lora.items()}
+        write_weights(folder, "adapter_model", stored, lambda name: read(lora[name]))
+        peft_config(LoraSettings(**config.lora)).save_pretrained(folder)
+
+
+def peft_name(name: str) -> str:
     """Return PEFT's file name for one of our LoRA tensors."""
     return "base_model.model." + name.removeprefix("llm.").replace(".default", "")
-
-
-def _weights(name_or_path: str | Path, file: str, settings: dict[str, Any]) -> dict[str, Tensor]:
-    try:
-        return load_file(cached_file(str(name_or_path), file, **settings))
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{name_or_path}: {file} is missing or damaged: {error}") from error
 
 
 def make_config(

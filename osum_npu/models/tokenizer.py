@@ -1,6 +1,6 @@
-"""A small tokenizer, learned from the texts of a corpus, for language models that are trained from nothing.
+"""Tokenizers: that of a released LLM, or a small one, learned from a corpus, for LLMs that are trained from nothing.
 
-Released LLMs bring their own tokenizer; nothing else in the project knows which one it works with.
+Nothing else in the project knows which one it works with.
 """
 
 from __future__ import annotations
@@ -11,6 +11,19 @@ from typing import Any
 from osum_npu.tasks.text import HAN
 
 END = "<|endoftext|>"
+
+
+def load_tokenizer(name_or_path: str) -> Any:
+    """Load the tokenizer of a released LLM from a folder or a hub, as its files describe it."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    # AutoTokenizer would replace the way in which a tokenizer of no family splits words by that of the LLM's family.
+    of_no_family = get_tokenizer_config(name_or_path).get("tokenizer_class") in (
+        "TokenizersBackend",
+        "PreTrainedTokenizerFast",
+    )
+    return (PreTrainedTokenizerFast if of_no_family else AutoTokenizer).from_pretrained(name_or_path)
 
 
 def train_tokenizer(texts: Iterable[str], marks: Sequence[str], vocabulary: int = 2000) -> Any:

@@ -14,7 +14,7 @@ from osum_npu.config import NewModel, PretrainedLLM, RandomLLM, Recipe
 from osum_npu.models.llm import load_llm
 from osum_npu.models.lora import add_lora
 from osum_npu.models.speech_llm import SpeechLLM, lora_fields, make_config
-from osum_npu.models.tokenizer import train_tokenizer
+from osum_npu.models.tokenizer import load_tokenizer, train_tokenizer
 from osum_npu.tasks import CHAT_SEPARATOR, TASKS, Utterance, normalize_text, prompts, split_words
 from osum_npu.tasks.answer import STAMP_SECONDS, stamp
 
@@ -41,9 +41,7 @@ def build(recipe: Recipe, utterances: Sequence[Utterance]) -> tuple[SpeechLLM, A
         return _own_llm(model, recipe), tokenizer
     llm_config, llm_path, llm = {}, None, None
     if isinstance(settings.llm, PretrainedLLM):
-        from transformers import AutoTokenizer
-
-        llm_path, tokenizer = settings.llm.path, AutoTokenizer.from_pretrained(settings.llm.path)
+        llm_path, tokenizer = settings.llm.path, load_tokenizer(settings.llm.path)
         llm = load_llm(llm_path)
     else:
         tokenizer = new_tokenizer(settings.llm, utterances)

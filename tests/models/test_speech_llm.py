@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from osum_npu.models.adapters import OsumAdapterConfig
 from osum_npu.models.layout import lay_out
 from osum_npu.models.llm import build_llm, load_llm
-from osum_npu.models.lora import LoraSettings, is_lora
+from osum_npu.models.lora import LoraSettings, fold_lora, is_lora
 from osum_npu.models.speech_llm import SpeechLLM, SpeechLLMConfig, make_config
 from osum_npu.models.whisper import WhisperEncoderConfig
 from osum_npu.parity import relative_error
@@ -344,6 +344,67 @@ def test_configuration_round_trip(tmp_path):
     assert OsumAdapterConfig(**loaded.adapter) == ADAPTER
     assert LoraSettings(**loaded.lora) == LORA
     SpeechLLMConfig()  # transformers builds one without arguments to find what differs from the defaults
+
+
+QWEN2_7B = {
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "tie_word_embeddings": False,
+}
+
+
+def test_parameters_of_the_full_size_are_as_many_as_the_release_has():
+    with torch.device("meta"):
+        model = SpeechLLM(make_config(WhisperEncoderConfig(), OsumAdapterConfig(), QWEN2_7B, LoraSettings()))
+    counts = {
+        "encoder": sum(p.numel() for p in model.encoder.parameters()),  # without the position table
+        "adapter": sum(p.numel() for p in model.adapter.parameters()),
+        "lora": sum(p.numel() for name, p in model.named_parameters() if is_lora(name)),
+    }
+    millions = {name: round(count / 1e6, 2) for name, count in counts.items()}
+    assert millions == {"encoder": 305.68, "adapter": 51.96, "lora": 15.14}
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["whole", "LLM elsewhere"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_the_llm_can_stay_in_the_dtype_of_its_files(tied, elsewhere, base, tmp_path):
+    model = by_reference(base(tied), LORA) if elsewhere else make(lora=LORA, tied=tied)
+    halved = {name for name in model.state_dict() if name.startswith("llm.") and not is_lora(name)}
+    model.save_pretrained(tmp_path / "model")
+    folder, prefix = (tmp_path / "base", "") if elsewhere else (tmp_path / "model", "llm.")
+    stored = load_file(folder / "model.safetensors")
+    small = {name: tensor.bfloat16() if name.startswith(prefix) else tensor for name, tensor in stored.items()}
+    save_file(small, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}), "utf-8")
+    kept, wide = (SpeechLLM.from_pretrained(tmp_path / "model", llm_dtype=d) for d in ("auto", torch.float32))
+    for name, tensor in kept.state_dict().items():
+        assert tensor.dtype == (torch.bfloat16 if name in halved else torch.float32), name
+        assert torch.equal(tensor.float(), wide.state_dict()[name]), name
+    for each in (kept, wide):  # LoRA is folded in float32 either way, and each sum rounded once
+        fold_lora(each.llm)
+    folded = wide.state_dict()
+    assert all(torch.equal(tensor, folded[name].to(tensor.dtype)) for name, tensor in kept.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_penalty_for_repetition_does_not_depend_on_the_batch():
+    batch = [utterance(seed) for seed in (11, 12, 13, 14)]
+    assert len({len(mel) for mel, *_ in batch}) > 1
+
+    def said(group, **settings):
+        mels, prompts, _ = zip(*group)
+        features, frames = nn.utils.rnn.pad_sequence(mels, batch_first=True), torch.tensor([len(mel) for mel in mels])
+        return MODEL.generate(features, frames, prompts, max_new_tokens=12, do_sample=False, pad_token_id=0, **settings)
+
+    together = said(batch, repetition_penalty=1.5)
+    assert not torch.equal(together, said(batch))
+    assert torch.equal(together, torch.cat([said([one], repetition_penalty=1.5) for one in batch]))
 
 
 def test_it_is_a_model_of_transformers():

@@ -1,9 +1,9 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
-from osum_npu.models.tokenizer import END, train_tokenizer
+from osum_npu.models.tokenizer import END, load_tokenizer, train_tokenizer
 from osum_npu.tasks import CHAT_SEPARATOR, normalize_text, prompts
 
 TEXTS = ["hello world how are you", "don't stop, it's 12 o'clock", "今天天气很好", "世界", "用 python 写 code"] * 3
@@ -77,3 +77,10 @@ def test_ids_fill_the_vocabulary_without_gaps():
 def test_learning_is_reproducible():
     again = train_tokenizer(iter(TEXTS), MARKS, 600)
     assert again.get_vocab() == TOKENIZER.get_vocab()
+
+
+def test_an_llm_s_family_does_not_change_its_tokenizer(tmp_path):
+    AutoConfig.for_model("qwen2").save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    text = "hello world, don't 今天天气<male>"
+    assert ids(text, load_tokenizer(str(tmp_path))) == ids(text)
