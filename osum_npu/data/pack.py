@@ -115,20 +115,19 @@ def _shard(path: Path, utterances: Sequence[Utterance]) -> list[str]:
         reason = f"an earlier run could not read it; remove {path} to try again"
         return [f"{u.key}: {reason}" for u in utterances if u.key not in there]
     left_out = []
-    with replaced(path) as draft:
-        with tarfile.open(draft, "w", format=tarfile.GNU_FORMAT) as tar:
-            for utterance in utterances:
-                try:
-                    members = list(_members(utterance))
-                except AudioError as error:
-                    left_out.append(f"{utterance.key}: {error}")
-                    continue
-                for field, content in members:
-                    header = tarfile.TarInfo(f"{file_stem(utterance.key)}.{field}")
-                    header.size = len(content)
-                    tar.addfile(header, io.BytesIO(content))
-        if len(left_out) == len(utterances):
-            return left_out  # an empty tar is not kept
+    with replaced(path) as draft, tarfile.open(draft, "w", format=tarfile.GNU_FORMAT) as tar:
+        for utterance in utterances:
+            try:
+                members = list(_members(utterance))
+            except AudioError as error:
+                left_out.append(f"{utterance.key}: {error}")
+                continue
+            for field, content in members:
+                header = tarfile.TarInfo(f"{file_stem(utterance.key)}.{field}")
+                header.size = len(content)
+                tar.addfile(header, io.BytesIO(content))
+    if len(left_out) == len(utterances):
+        path.unlink()
     return left_out
 
 
