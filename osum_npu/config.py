@@ -86,7 +86,7 @@ class SavedModel:
 class Source:
     """One manifest and how much of it an epoch takes."""
 
-    path: str = Field(description="JSONL manifest")
+    path: str = Field(description="manifest: JSONL, shard, list of shards, or Kaldi folder")
     weight: float = Field(
         default=1.0, gt=0, le=1000, description="1.5: every row once, and a random half of them again"
     )
@@ -228,7 +228,7 @@ def missing_files(recipe: Recipe) -> list[str]:
         f"data.{group}.{name}.path: there is no manifest {source.path}"
         for group, sources in groups.items()
         for name, source in sources.items()
-        if not os.path.isfile(source.path)
+        if not os.path.exists(source.path)
     ]
     if isinstance(recipe.model, SavedModel) and not os.path.isfile(os.path.join(recipe.model.path, "config.json")):
         faults.append(f"model.path: {recipe.model.path} is no model directory (it has no config.json)")

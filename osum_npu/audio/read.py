@@ -6,7 +6,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, TypeAlias
@@ -16,7 +16,10 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
+from osum_npu.audio import codecs, wav
+from osum_npu.audio.tar_member import TarMember
+
+Source: TypeAlias = str | os.PathLike[str] | TarMember | bytes | BinaryIO
 
 SAMPLE_RATE = 16_000
 """Samples per second of everything behind this module."""
@@ -55,6 +58,32 @@ class AudioInfo:
     """Container and coding in libsndfile's terms: ``WAV PCM_16``, ``OGG OPUS``."""
 
 
+@dataclass(frozen=True)
+class _Content:
+    """The bytes of a source."""
+
+    name: str
+    """For messages."""
+    size: int
+    read: Callable[[int, int], bytes]
+    """``read(start, count)``; fewer bytes where the content ends."""
+    descriptor: int | None = None
+    """Of a file that holds nothing else."""
+
+
+@dataclass(frozen=True)
+class _Sound:
+    """An opened sound: its header, and how to decode it."""
+
+    name: str
+    sample_rate: int
+    channels: int
+    frames: int
+    format: str
+    read: Callable[[int, int], NDArray[np.float32]]
+    """``read(first, stop)`` in frames gives ``[frames, channels]``; fewer frames where the file is broken."""
+
+
 def read_audio(
     source: Source, start: float = 0.0, end: float | None = None, *, max_seconds: float | None = None
 ) -> NDArray[np.float32]:
@@ -63,8 +92,9 @@ def read_audio(
     Channels are averaged; other rates are resampled by soxr (HQ). Silence is returned as it is.
 
     Args:
-        source: path, content, or binary file object (read from its position to its end) of a wav, flac, mp3, ogg
-            (vorbis or opus) or other file that libsndfile reads.
+        source: path, member of a tar, content, or binary file object (read from its position to its end) of a wav,
+            flac, mp3, ogg (vorbis or opus) or other file that libsndfile reads; with the extra ``codecs`` also of an
+            m4a or wma.
         start: first second wanted.
         end: last second wanted; ``None`` means the end of the file.
         max_seconds: a longer span is refused before it is decoded.
@@ -77,39 +107,53 @@ def read_audio(
             the span lies outside the sound, is shorter than ``MINIMUM_SECONDS`` or longer than ``max_seconds``; or a
             sample is not finite or far beyond full scale.
     """
-    with _opened(source) as (name, file):
-        rate = file.samplerate
+    samples, rate = read_samples(source, start, end, max_seconds=max_seconds)
+    mono: NDArray[np.float32] = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    if rate != SAMPLE_RATE:
+        mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
+    return mono.clip(-1.0, 1.0, out=mono)
+
+
+def read_samples(
+    source: Source, start: float = 0.0, end: float | None = None, *, max_seconds: float | None = None
+) -> tuple[NDArray[np.float32], int]:
+    """Read a sound, or a span of it, with the rate and the channels it has; otherwise as :func:`read_audio`.
+
+    Returns:
+        (float32 samples of shape ``(frames, channels)``, samples a second).
+
+    Raises:
+        AudioError: as :func:`read_audio`.
+    """
+    with _opened(source) as sound:
+        name, rate = sound.name, sound.sample_rate
         if rate < LOWEST_RATE:
             raise _error(name, f"its rate is {rate} Hz; speech needs at least {LOWEST_RATE} Hz")
-        first, stop = _span(name, file, start, end)
+        first, stop = _span(sound, start, end)
         seconds = (stop - first) / rate
         if seconds < MINIMUM_SECONDS:
             raise _error(name, f"{seconds:.4f} s is too short; at least {MINIMUM_SECONDS:.4f} s are needed")
         if max_seconds is not None and seconds > max_seconds:
             raise _error(name, f"{seconds:.1f} s is longer than the allowed {max_seconds:g} s")
-        file.seek(first)
-        samples: NDArray[np.float32] = file.read(stop - first, dtype="float32", always_2d=True)
+        samples = sound.read(first, stop)
     if len(samples) < stop - first:
         raise _error(name, f"{len(samples)} of {stop - first} samples are there: the file is cut off or broken")
-    peak = np.abs(samples).max()  # NaN wherever a sample is NaN
-    if not np.isfinite(peak):
+    low, high = samples.min(), samples.max()  # NaN where a sample is NaN
+    if not (np.isfinite(low) and np.isfinite(high)):
         raise _error(name, f"{np.count_nonzero(~np.isfinite(samples))} samples are NaN or infinite")
-    if peak > LOUDEST:
+    if (peak := max(-low, high)) > LOUDEST:
         raise _error(name, f"samples reach {peak:g} where full scale is 1; the file is broken or was not scaled")
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-    if rate != SAMPLE_RATE:
-        mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
-    return np.clip(mono, -1.0, 1.0)
+    return samples, rate
 
 
 def probe(source: Source) -> AudioInfo:
-    """Read length, rate, channels and format from the header alone.
+    """Read length, rate, channels and format, from the header alone where the format has one.
 
     Raises:
         AudioError: the source is missing, empty, no sound, holds no samples, or is seen to be cut off.
     """
-    with _opened(source) as (_, file):
-        return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels, f"{file.format} {file.subtype}")
+    with _opened(source) as sound:
+        return AudioInfo(sound.frames / sound.sample_rate, sound.sample_rate, sound.channels, sound.format)
 
 
 def _error(name: str, reason: str) -> AudioError:
@@ -117,36 +161,83 @@ def _error(name: str, reason: str) -> AudioError:
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[tuple[str, soundfile.SoundFile]]:
-    """Give the name for messages and the opened file; faults inside the block come out as AudioError."""
-    stream: io.BytesIO | io.FileIO
-    if isinstance(source, bytes):
-        name, stream = "the given bytes", io.BytesIO(source)
+def _content(source: Source) -> Iterator[_Content]:
+    """Give the bytes of a source."""
+    if isinstance(source, TarMember):
+        yield _Content(str(source), source.length, source.read)
     elif isinstance(source, (str, os.PathLike)):
         name = os.fspath(source)
         try:
-            stream = open(source, "rb", buffering=0)  # noqa: SIM115
+            file = open(source, "rb", buffering=0)  # noqa: SIM115
         except (OSError, ValueError) as error:
             raise _error(name, getattr(error, "strerror", None) or str(error)) from error
+        with file:
+            descriptor = file.fileno()
+            size = os.fstat(descriptor).st_size
+            yield _Content(name, size, lambda start, count: os.pread(descriptor, count, start), descriptor)
+    elif isinstance(source, bytes):
+        yield _Content("the given bytes", len(source), lambda start, count: source[start : start + count])
     else:
-        name, stream = str(getattr(source, "name", None) or "the given stream"), io.BytesIO(source.read())
+        name, data = str(getattr(source, "name", None) or "the given stream"), source.read()
+        yield _Content(name, len(data), lambda start, count: data[start : start + count])
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[_Sound]:
+    """Give the opened sound; faults inside the block come out as AudioError."""
+    with _content(source) as content:
+        try:
+            if content.size == 0:
+                raise _error(content.name, "it is empty (0 bytes)")
+            head = content.read(0, wav.HEAD)
+            if plain := wav.plain_wav(head, content.size):
+                yield _plain(content, plain)
+            elif codecs.needs_codecs(head):
+                yield _by_ffmpeg(content)
+            elif head[:4] == b"OggS" and _ends_inside_ogg(content):
+                raise _error(content.name, "its last Ogg page is missing: the file is cut off")
+            else:
+                # libsndfile reads a descriptor without Python's lock, and does not guess the format from a name.
+                handle = content.descriptor
+                stream = handle if handle is not None else io.BytesIO(content.read(0, content.size))
+                with soundfile.SoundFile(stream, closefd=False) as file:
+                    yield _by_libsndfile(content.name, file)
+        except OSError as error:
+            raise _error(content.name, error.strerror or str(error)) from error
+        except (soundfile.SoundFileError, MemoryError, TypeError) as error:
+            reason = str(getattr(error, "error_string", error)).removeprefix("Error : ").rstrip(".")
+            formats = "wav, flac, mp3, ogg vorbis and opus can be read, and m4a and wma with the extra codecs"
+            raise _error(content.name, f"it is broken or in no known format ({reason}); {formats}") from error
+
+
+def _plain(content: _Content, header: wav.PlainWav) -> _Sound:
+    frame = 2 * header.channels
+
+    def read(first: int, stop: int) -> NDArray[np.float32]:
+        return wav.decode(content.read(header.start + first * frame, (stop - first) * frame), header.channels)
+
+    return _Sound(content.name, header.sample_rate, header.channels, header.frames, "WAV PCM_16", read)
+
+
+def _by_ffmpeg(content: _Content) -> _Sound:
     try:
-        if stream.seek(0, os.SEEK_END) == 0:
-            raise _error(name, "it is empty (0 bytes)")
-        if _ends_inside_ogg(stream):
-            raise _error(name, "its last Ogg page is missing: the file is cut off")
-        stream.seek(0)
-        # libsndfile reads a descriptor without Python's lock, and without guessing the format from the file's name.
-        handle = stream.fileno() if isinstance(stream, io.FileIO) else stream
-        with soundfile.SoundFile(handle, closefd=False) as file:
-            _check_header(name, file)
-            yield name, file
-    except (soundfile.SoundFileError, OSError, MemoryError, TypeError) as error:
-        reason = str(getattr(error, "error_string", error)).removeprefix("Error : ").rstrip(".")
-        formats = "wav, flac, mp3, ogg vorbis and opus can be read"
-        raise _error(name, f"it is broken or in no known format ({reason}); {formats}") from error
-    finally:
-        stream.close()
+        samples, rate, format_ = codecs.decode(content.read(0, content.size))
+    except ValueError as error:
+        raise _error(content.name, str(error)) from error
+    if not len(samples):
+        raise _error(content.name, "it holds no samples")
+    return _Sound(content.name, rate, samples.shape[1], len(samples), format_, lambda first, stop: samples[first:stop])
+
+
+def _by_libsndfile(name: str, file: soundfile.SoundFile) -> _Sound:
+    _check_header(name, file)
+
+    def read(first: int, stop: int) -> NDArray[np.float32]:
+        file.seek(first)
+        samples: NDArray[np.float32] = file.read(stop - first, dtype="float32", always_2d=True)
+        return samples
+
+    return _Sound(name, file.samplerate, file.channels, file.frames, f"{file.format} {file.subtype}", read)
 
 
 def _check_header(name: str, file: soundfile.SoundFile) -> None:
@@ -162,14 +253,9 @@ def _check_header(name: str, file: soundfile.SoundFile) -> None:
             raise _error(name, f"{found} of {announced} bytes of sound are there: the file is cut off")
 
 
-def _ends_inside_ogg(stream: io.BytesIO | io.FileIO) -> bool:
+def _ends_inside_ogg(content: _Content) -> bool:
     """Tell whether an Ogg stream lacks its last page (RFC 3533, section 6); libsndfile would read on silently."""
-    stream.seek(0)
-    if stream.read(4) != b"OggS":
-        return False
-    size = stream.seek(0, os.SEEK_END)
-    stream.seek(max(0, size - _LARGEST_OGG_PAGE))
-    tail = stream.read()
+    tail = content.read(max(0, content.size - _LARGEST_OGG_PAGE), _LARGEST_OGG_PAGE)
     page = tail[tail.rfind(b"OggS") :]
     if len(page) < 27 or not page[5] & 4:  # no header, or not marked as the end of the stream
         return True
@@ -177,14 +263,14 @@ def _ends_inside_ogg(stream: io.BytesIO | io.FileIO) -> bool:
     return len(page) < 27 + segments + sum(page[27 : 27 + segments])
 
 
-def _span(name: str, file: soundfile.SoundFile, start: float, end: float | None) -> tuple[int, int]:
+def _span(sound: _Sound, start: float, end: float | None) -> tuple[int, int]:
     """Turn seconds into the first sample and the one after the last."""
-    length = file.frames / file.samplerate
+    length = sound.frames / sound.sample_rate
     stop = length if end is None else end
     if not (math.isfinite(start) and 0 <= start < length):
-        raise _error(name, f"start {start:g} s lies outside the sound, which lasts {length:.3f} s")
+        raise _error(sound.name, f"start {start:g} s lies outside the sound, which lasts {length:.3f} s")
     if not stop <= length + ROUNDING_SECONDS:  # also true of NaN
-        raise _error(name, f"end {stop:g} s lies outside the sound, which lasts {length:.3f} s")
+        raise _error(sound.name, f"end {stop:g} s lies outside the sound, which lasts {length:.3f} s")
     if stop <= start:
-        raise _error(name, f"end {stop:g} s does not lie after start {start:g} s")
-    return round(start * file.samplerate), min(round(stop * file.samplerate), file.frames)
+        raise _error(sound.name, f"end {stop:g} s does not lie after start {start:g} s")
+    return round(start * sound.sample_rate), min(round(stop * sound.sample_rate), sound.frames)

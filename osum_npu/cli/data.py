@@ -27,10 +27,34 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     prepare.add_argument("out", type=Path, help="folder for the manifests")
     prepare.set_defaults(run=run_prepare)
 
-    check = verbs.add_parser("check", help="find all that is wrong with manifests and their sound files")
-    check.add_argument("manifest", nargs="+", type=Path, help="JSONL manifests")
+    pack = verbs.add_parser("pack", help="write a manifest and its sounds as shards; goes on after an interruption")
+    pack.add_argument("manifest", type=Path, help="a manifest of any form")
+    pack.add_argument("out", type=Path, help="folder to write: shards_list.txt and the tars")
+    pack.add_argument("--per-tar", type=_positive, default=1000, help="utterances a tar (default: %(default)s)")
+    pack.set_defaults(run=run_pack)
+
+    unpack = verbs.add_parser("unpack", help="write shards as a JSONL manifest and sound files")
+    unpack.add_argument("shards", type=Path, help="list of shards, or one shard")
+    unpack.add_argument("out", type=Path, help="folder to write: manifest.jsonl and audio/")
+    unpack.set_defaults(run=run_unpack)
+
+    stats = verbs.add_parser("stats", help="hours by label and language, lengths, texts, duplicates; as a page")
+    stats.add_argument("source", nargs="+", type=Path, help="manifests of any form")
+    stats.add_argument("--out", required=True, type=Path, help="folder for stats.json and stats.html")
+    stats.add_argument("--no-audio", action="store_true", help="do not look for sounds that occur twice")
+    stats.set_defaults(run=run_stats)
+
+    check = verbs.add_parser("check", help="find all that is wrong with manifests and their sounds")
+    check.add_argument("manifest", nargs="+", type=Path, help="manifests of any form")
     check.add_argument("--no-audio", action="store_true", help="look at the rows only")
     check.set_defaults(run=run_check)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
+    return number
 
 
 def run_synthesize(args: argparse.Namespace) -> int:
@@ -48,6 +72,46 @@ def run_prepare(args: argparse.Namespace) -> int:
     from osum_npu.data.prepare import PREPARE
 
     print(PREPARE[args.corpus](args.source, args.out))
+    return 0
+
+
+def run_pack(args: argparse.Namespace) -> int:
+    """Write shards; return 1 if something had to be left out, which is named."""
+    from osum_npu.data.pack import SHARDS_LIST, pack
+
+    packed = pack(args.manifest, args.out, per_tar=args.per_tar)
+    for fault in packed.faults:
+        print(fault)
+    print(f"{args.out / SHARDS_LIST}: {packed.rows} rows in {len(packed.shards)} tars; {len(packed.faults)} faults")
+    return 1 if packed.faults else 0
+
+
+def run_unpack(args: argparse.Namespace) -> int:
+    """Write files; return 1 if something had to be left out, which is named."""
+    from osum_npu.data.unpack import MANIFEST, unpack
+
+    rows, faults = unpack(args.shards, args.out)
+    for fault in faults:
+        print(fault)
+    print(f"{args.out / MANIFEST}: {rows} rows; {len(faults)} faults")
+    return 1 if faults else 0
+
+
+def run_stats(args: argparse.Namespace) -> int:
+    """Write the statistics; print the most important."""
+    from osum_npu.data.statistics import measure
+    from osum_npu.data.statistics_page import write_statistics
+
+    found = measure(args.source, compare_sounds=not args.no_audio)
+    page = write_statistics(found, args.out)
+    for name, amount in {**found.tasks, "all": found.total}.items():
+        print(f"{name:<12}{amount.rows:>10} rows{amount.hours:>12.3f} h")
+    for line in found.faults[:5]:
+        print(f"left out: {line}")
+    print(
+        f"{len(found.same_key)} keys in several sources, {len(found.same_sound)} sounds twice, "
+        f"{len(found.faults)} faults; {page}"
+    )
     return 0
 
 

@@ -25,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--model", required=True, help="model directory")
     add_tasks_argument(parser, "asr")
     parser.add_argument("--out", help="JSONL file to write (default: the terminal)")
-    parser.add_argument("input", nargs="+", help="sound files, folders of them, or JSONL manifests")
+    parser.add_argument("input", nargs="+", help="sound files, folders of them, or manifests")
     parser.set_defaults(run=run)
 
 
@@ -64,14 +64,14 @@ def gather(inputs: list[str]) -> tuple[list[Utterance], list[str]]:
     Raises:
         ValueError: nothing at all to answer about.
     """
-    from osum_npu.data.manifest import read_manifest
+    from osum_npu.data.manifest import is_manifest, read_manifest
     from osum_npu.tasks import Utterance
 
     utterances: list[Utterance] = []
     faults: list[str] = []
     for name in inputs:
         path = Path(name)
-        if path.suffix == ".jsonl":
+        if is_manifest(path):
             manifest = read_manifest(path)
             utterances += manifest.utterances
             faults += [str(fault) for fault in manifest.faults]

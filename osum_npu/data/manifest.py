@@ -1,41 +1,64 @@
-"""Manifests: lists of recordings with their labels, one JSON object a line (see :mod:`osum_npu.data.row`)."""
+"""Manifests: lists of recordings with their labels, in any of the forms that are read.
+
+========================  ==========================================================================================
+a file of JSON objects    one a line (:mod:`osum_npu.data.jsonl`); every other file is taken for one, too
+``*.tar``                 a shard (:mod:`osum_npu.data.shard`)
+a list of tars            of JSONL files or of pairs of the two (:mod:`osum_npu.data.shards`)
+folder with ``wav.scp``   Kaldi's (:mod:`osum_npu.data.kaldi`)
+========================  ==========================================================================================
+
+What a row may say is the same in all of them: :mod:`osum_npu.data.row`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from osum_npu.audio.read import SAMPLE_RATE, AudioError, read_audio
+from osum_npu.audio.tar_member import TarMember
+from osum_npu.data.entry import Entry, Fault
+from osum_npu.data.jsonl import read_jsonl
+from osum_npu.data.kaldi import read_kaldi
 from osum_npu.data.row import DURATION_TOLERANCE, parse_row
+from osum_npu.data.shards import read_shards, read_tar
+from osum_npu.files import replaced
 from osum_npu.tasks import Utterance
 
 PROGRESS_ROWS = 1000
 """Checking the sound of more rows than this shows a progress bar."""
 
 _CHUNK = 16  # rows a thread takes at once
-_UTF8_MARK = b"\xef\xbb\xbf"
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+_Reader = Callable[[str], Iterator[Entry | Fault]]
+_HEAD = 4096  # bytes that tell what a file is
 
 
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong with one row of a manifest."""
+class _Place(NamedTuple):
+    """Where a row stands."""
 
+    number: int
+    """Among all that the reader gave."""
     path: str
-    line: int
-    key: str
-    """Key of the row; empty where it could not be read."""
-    reason: str
+    line: int | None
 
-    def __str__(self) -> str:
-        return ": ".join(part for part in (f"{self.path}:{self.line}", self.key, self.reason) if part)
+    def seen_from(self, path: str) -> str:
+        """Say where this is to somebody who looks at ``path``."""
+        if self.path != path:
+            return self.path if self.line is None else f"{self.path}:{self.line}"
+        return "this file" if self.line is None else f"line {self.line}"
+
+
+class _Row(NamedTuple):
+    place: _Place
+    utterance: Utterance
 
 
 @dataclass(frozen=True)
@@ -46,37 +69,46 @@ class Manifest:
     faults: list[Fault]
 
 
+def is_manifest(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a file or folder is a manifest of any form, and no sound or folder of sounds."""
+    return _reader(os.fspath(path)) is not None
+
+
 def read_manifest(path: str | os.PathLike[str], *, check_audio: bool = False) -> Manifest:
     """Read a manifest. Faulty rows are left out and named; they do not end the reading.
 
     Args:
-        path: a JSONL file in UTF-8; empty lines are allowed.
+        path: a manifest of any form.
         check_audio: also decode every sound and compare it with its row. A duration that is not given is filled in.
 
     Raises:
-        ValueError: the file cannot be opened.
+        ValueError: the manifest cannot be opened.
     """
     name = os.fspath(path)
-    rows: list[tuple[int, Utterance]] = []
-    faults: list[Fault] = []
-    first_lines: dict[str, int] = {}
+    rows: list[_Row] = []
+    faults: list[tuple[int, Fault]] = []
+    first: dict[str, _Place] = {}
     try:
-        for line, row, reason in _json_lines(name):
-            utterance, reasons = (None, [reason]) if reason else parse_row(row, os.path.dirname(name))
-            key = row["key"] if isinstance(row, dict) and isinstance(row.get("key"), str) else ""
-            if key and (first := first_lines.setdefault(key, line)) != line:
-                reasons.append(f"the key occurs already in line {first}")
+        for number, found in enumerate((_reader(name) or read_jsonl)(name)):
+            if isinstance(found, Fault):
+                faults.append((number, found))
+                continue
+            place = _Place(number, found.path, found.line)
+            utterance, reasons = parse_row(found.row, found.folder)
+            key = found.row["key"] if isinstance(found.row, dict) and isinstance(found.row.get("key"), str) else ""
+            if key and (earlier := first.setdefault(key, place)) is not place:
+                reasons.append(f"the key occurs already in {earlier.seen_from(found.path)}")
             elif utterance:
-                rows.append((line, utterance))
-            faults += [Fault(name, line, key, reason) for reason in reasons]
+                rows.append(_Row(place, replace(utterance, wav=found.sound) if found.sound else utterance))
+            faults += [(number, Fault(found.path, found.line, key, reason)) for reason in reasons]
     except OSError as error:
-        raise ValueError(f"cannot read the manifest {name}: {error.strerror}") from error
+        raise ValueError(f"cannot read the manifest {name}: {error.strerror or error}") from error
     if check_audio:
-        rows, unsound = _check_audio(name, rows)
-        faults = sorted([*faults, *unsound], key=lambda fault: fault.line)
+        rows, unsound = _check_audio(rows)
+        faults = sorted([*faults, *unsound], key=lambda pair: pair[0])
     if not rows and not faults:
-        faults.append(Fault(name, 1, "", "the manifest holds no rows"))
-    return Manifest([utterance for _, utterance in rows], faults)
+        faults.append((0, Fault(name, 1, "", "the manifest holds no rows")))
+    return Manifest([row.utterance for row in rows], [fault for _, fault in faults])
 
 
 def write_manifest(path: str | os.PathLike[str], utterances: Iterable[Utterance]) -> int:
@@ -87,60 +119,60 @@ def write_manifest(path: str | os.PathLike[str], utterances: Iterable[Utterance]
 
     Returns:
         The number of rows.
+
+    Raises:
+        ValueError: a sound lies in a tar.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = os.path.join(os.path.abspath(target.parent), "")
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
     count = 0
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            for utterance in utterances:
-                file.write(json.dumps(_row(utterance, folder), ensure_ascii=False, allow_nan=False) + "\n")
-                count += 1
-        os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replaced(target) as draft, draft.open("w", encoding="utf-8") as file:
+        for utterance in utterances:
+            file.write(json.dumps(_row(utterance, folder), ensure_ascii=False, allow_nan=False) + "\n")
+            count += 1
     return count
 
 
-def _json_lines(name: str) -> Iterator[tuple[int, Any, str]]:
-    """Give line number, decoded line and what is wrong with it; empty lines are passed over."""
-    with open(name, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if number == 1 and line.startswith(_UTF16_MARKS):
-                yield number, None, "the file is in UTF-16; save it as UTF-8"
-                return
-            if number == 1 and line.startswith(_UTF8_MARK):
-                yield number, None, "the file begins with a byte-order mark; save it as UTF-8 without one"
-                line = line.removeprefix(_UTF8_MARK)
-            if not line.strip():
-                continue
-            if b"\0" in line:
-                yield number, None, f"the line holds {line.count(0)} null bytes; the file is damaged or no text"
-                continue
-            try:
-                yield number, json.loads(line.decode()), ""
-            except UnicodeDecodeError as error:
-                yield number, None, f"byte {error.start + 1} of the line (0x{line[error.start]:02x}) is no UTF-8"
-            except (ValueError, RecursionError) as error:
-                yield number, None, f"no JSON: {error}"
+def _reader(name: str) -> _Reader | None:
+    """Tell by what a file or folder is who reads it; ``None`` where nothing says that it is a manifest."""
+    if os.path.isdir(name):
+        return read_kaldi if os.path.exists(os.path.join(name, "wav.scp")) else None
+    if name.endswith(".jsonl"):
+        return read_jsonl
+    try:
+        with open(name, "rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return None
+    if ".tar" in Path(name).suffixes or head[257:262] == b"ustar":
+        return read_tar
+    lines = [line.strip() for line in head.split(b"\n")]
+    if lines[0].startswith(b"{"):
+        return read_jsonl
+    return read_shards if any(line.endswith((b".tar", b".jsonl")) for line in lines) else None
 
 
-def _check_audio(name: str, rows: list[tuple[int, Utterance]]) -> tuple[list[tuple[int, Utterance]], list[Fault]]:
+def _check_audio(rows: list[_Row]) -> tuple[list[_Row], list[tuple[int, Fault]]]:
     """Decode the sound of all rows on all cores."""
 
-    def check(chunk: list[tuple[int, Utterance]]) -> list[tuple[int, Utterance, str]]:
-        return [(line, *_sound(utterance)) for line, utterance in chunk]
+    def check(chunk: list[_Row]) -> list[tuple[_Row, str]]:
+        checked = [(row.place, *_sound(row.utterance)) for row in chunk]
+        return [(_Row(place, utterance), reason) for place, utterance, reason in checked]
 
     chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
     bar = tqdm(total=len(rows), desc="checking sound", unit="row", disable=len(rows) <= PROGRESS_ROWS)
-    good, faults = [], []
+    good: list[_Row] = []
+    faults: list[tuple[int, Fault]] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
         for results in pool.map(check, chunks):
             bar.update(len(results))
-            good += [(line, utterance) for line, utterance, reason in results if not reason]
-            faults += [Fault(name, line, utterance.key, reason) for line, utterance, reason in results if reason]
+            good += [row for row, reason in results if not reason]
+            faults += [
+                (row.place.number, Fault(row.place.path, row.place.line, row.utterance.key, reason))
+                for row, reason in results
+                if reason
+            ]
     return good, faults
 
 
@@ -161,6 +193,8 @@ def _sound(utterance: Utterance) -> tuple[Utterance, str]:
 
 
 def _row(utterance: Utterance, folder: str) -> dict[str, Any]:
+    if isinstance(utterance.wav, TarMember):
+        raise ValueError(f"{utterance.key} lies in {utterance.wav.tar}; a JSONL names files: osum-npu data unpack")
     wav = os.path.abspath(utterance.wav)
     row = {
         "key": utterance.key,

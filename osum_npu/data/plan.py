@@ -16,6 +16,9 @@ from osum_npu.tasks import TASKS, Task, Utterance, missing
 
 _WINDOW = 24
 """Batches' worth of utterances that are sorted by length together: similar lengths, still a random order."""
+_BLOCK = 8192
+"""Rows of tars that are shuffled together, those of eight tars of the usual size: large sets are read nearly as they
+lie on the disk."""
 
 
 LENGTH_STEP = 0.16
@@ -58,6 +61,9 @@ def plan_epoch(
     Every utterance that can serve a task comes as often as its source's weight says; nothing is left over. Within a
     step, utterances are of similar length and lie in falling length.
 
+    Rows in tars are shuffled in blocks: the tars in random order, and the rows of some that follow each other among
+    themselves. Rows with files of their own are spread over all blocks.
+
     Args:
         sources: the mixture.
         tasks: how often each task is drawn among those that an utterance can serve.
@@ -72,23 +78,32 @@ def plan_epoch(
         ValueError: no utterance can serve any of the tasks.
     """
     rng = random.Random(f"plan/{seed}/{epoch}")
-    examples: list[Example] = []
-    for source in sources:
-        for utterance in _take(source, rng):
-            if possible := servable(utterance, tasks):
-                examples.append(Example(utterance, _draw(possible, tasks, questions, rng)))
-    if not examples:
+    loose: list[Example] = []  # sounds in files of their own
+    tars: dict[tuple[int, int, str], list[Example]] = {}
+    for number, source in enumerate(sources):
+        for turn, utterances in enumerate(_take(source, rng)):
+            for utterance in utterances:
+                if possible := servable(utterance, tasks):
+                    asked = _draw(possible, tasks, questions, rng)
+                    sound = utterance.wav
+                    near = loose if isinstance(sound, str) else tars.setdefault((number, turn, sound.tar), [])
+                    near.append(Example(utterance, asked))
+    blocks = _blocks(loose, list(tars.values()), rng)
+    if not any(blocks):
         raise ValueError(
             f"no utterance of the training data carries the labels for any of these tasks: {', '.join(tasks)}"
         )
-    rng.shuffle(examples)
-    mean = sum(_seconds(example) for example in examples) / len(examples)
+    mean = sum(_seconds(example) for block in blocks for example in block) / sum(map(len, blocks))
     window = max(1, round(_WINDOW * batch_seconds / mean))
     steps: list[list[Example]] = []
-    for start in range(0, len(examples), window):
-        ordered = sorted(examples[start : start + window], key=_seconds, reverse=True)
-        steps += cut(ordered, batch_seconds)
-    rng.shuffle(steps)
+    for block in blocks:
+        rng.shuffle(block)
+        near_steps: list[list[Example]] = []
+        for start in range(0, len(block), window):
+            ordered = sorted(block[start : start + window], key=_seconds, reverse=True)
+            near_steps += cut(ordered, batch_seconds)
+        rng.shuffle(near_steps)
+        steps += near_steps
     if shortest_first and epoch == 0:
         steps.sort(key=lambda step: _seconds(step[0]))
     return steps
@@ -119,10 +134,26 @@ def cut(examples: Sequence[Example], seconds: float) -> list[list[Example]]:
     return groups
 
 
-def _take(source: WeightedSource, rng: random.Random) -> list[Utterance]:
+def _take(source: WeightedSource, rng: random.Random) -> list[Sequence[Utterance]]:
+    """Return what an epoch takes, turn by turn: all of the source as often as its weight is whole, then a part."""
     whole, fraction = divmod(source.weight, 1)
     some = rng.sample(range(len(source.utterances)), round(fraction * len(source.utterances)))
-    return list(source.utterances) * int(whole) + [source.utterances[i] for i in sorted(some)]
+    return [source.utterances] * int(whole) + [[source.utterances[i] for i in sorted(some)]]
+
+
+def _blocks(loose: list[Example], tars: list[list[Example]], rng: random.Random) -> list[list[Example]]:
+    """Gather what is shuffled together: all in one block, unless tars are to be read a few at a time."""
+    blocks: list[list[Example]] = [[]]
+    rng.shuffle(tars)
+    for tar in tars:
+        if len(blocks[-1]) >= _BLOCK:
+            blocks.append([])
+        blocks[-1] += tar
+    if len(blocks) > 1:
+        rng.shuffle(loose)
+    for number, block in enumerate(blocks):
+        block += loose[number :: len(blocks)]
+    return blocks
 
 
 def _seconds(example: Example) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ def read_source(path: str | Path, max_seconds: float) -> tuple[list[Utterance], 
     """Read a manifest.
 
     Args:
-        path: JSONL manifest.
+        path: a manifest of any form.
         max_seconds: longer utterances are left out.
 
     Returns:
@@ -28,7 +28,7 @@ def read_source(path: str | Path, max_seconds: float) -> tuple[list[Utterance], 
     manifest = read_manifest(path)
     skipped = [str(fault) for fault in manifest.faults]
     usable: list[Utterance] = []
-    for known in _with_duration(manifest.utterances):
+    for known in with_durations(manifest.utterances):
         if isinstance(known, str):
             skipped.append(f"{path}: {known}")
         elif known.duration is not None and known.duration > max_seconds:
@@ -41,9 +41,8 @@ def read_source(path: str | Path, max_seconds: float) -> tuple[list[Utterance], 
     return usable, skipped
 
 
-def _with_duration(utterances: Iterable[Utterance]) -> list[Utterance | str]:
+def with_durations(utterances: Sequence[Utterance]) -> list[Utterance | str]:
     """Fill in missing durations from the files' headers; an unreadable file becomes a line that says why."""
-    utterances = list(utterances)
     if all(utterance.duration is not None for utterance in utterances):
         return list(utterances)
     with ThreadPoolExecutor() as pool:  # headers wait for the disk

@@ -122,7 +122,7 @@ def _examples(task: Task, results: Sequence[Result]) -> list[Example]:
         Example(
             key=result.utterance.key,
             task=task.name,
-            wav=result.utterance.wav,
+            wav=str(result.utterance.wav),
             reference=write(task, result.utterance),
             hypothesis=result.raw[task.name],
             mel=_mel(result.utterance),

@@ -39,7 +39,7 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         """Return the line that ``osum-npu infer`` writes."""
-        row: dict[str, Any] = {"key": self.utterance.key, "wav": self.utterance.wav}
+        row: dict[str, Any] = {"key": self.utterance.key, "wav": str(self.utterance.wav)}
         if self.error is not None:
             return {**row, "error": self.error}
         return {**row, "duration": self.seconds, "results": {n: _plain(a) for n, a in self.answers.items()}}

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from osum_npu.audio.tar_member import TarMember
+
 
 class Word(NamedTuple):
     """One word (English) or character (Han) with its time span in seconds."""
@@ -20,8 +22,8 @@ class Utterance:
     """One row of a manifest, resolved and checked. ``None`` means not labelled at the source."""
 
     key: str
-    wav: str
-    """Path of the sound file."""
+    wav: str | TarMember
+    """Path of the sound file, or where it lies in a tar."""
     duration: float | None = None
     """Seconds from ``start`` to ``end``."""
     start: float = 0.0

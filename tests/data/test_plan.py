@@ -2,11 +2,14 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from osum_npu.audio.tar_member import TarMember
+from osum_npu.data import plan as plan_module
 from osum_npu.data.plan import Example, WeightedSource, cut, padded_length, plan_epoch, servable
 from osum_npu.tasks import TASKS, Utterance, missing
 
@@ -23,6 +26,12 @@ def utterance(key, duration, names=("asr",)):
         labels={name: LABELS[name] for name in names if name in LABELS},
         reply="b" if "chat" in names else None,
     )
+
+
+def in_tar(number, per_tar, **fields):
+    """An utterance whose sound lies in one of several tars."""
+    tar = f"{number // per_tar}.tar"
+    return replace(utterance(f"{tar}/{number}", 1.0, **fields), wav=TarMember(tar, f"{number}.wav", 512, 9))
 
 
 DURATIONS = st.floats(0.05, 40)
@@ -100,6 +109,54 @@ def test_a_fractional_weight_takes_that_share(count, weight):
     assert drawn.pop("x") == 1
     assert abs(drawn.total() - weight * count) <= 0.5 + 1e-9
     assert set(drawn.values()) <= {math.floor(weight), math.ceil(weight), round(weight)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    weights=st.lists(st.floats(0.05, 4), min_size=1, max_size=3),
+    counts=st.lists(st.integers(1, 90), min_size=3, max_size=3),
+    loose=st.integers(0, 60),
+    block=st.integers(1, 120),
+)
+def test_shards_keep_fractional_weights_and_lose_nothing(weights, counts, loose, block):
+    """Whatever the size of the blocks, each source comes as often as its weight says, to the row."""
+    sources = [
+        WeightedSource([replace(in_tar(i, 7), key=f"{s}/{i}") for i in range(count)], weight)
+        for s, (weight, count) in enumerate(zip(weights, counts))
+    ]
+    sources.append(WeightedSource([utterance(f"loose/{i}", 1.0) for i in range(loose)], 1.5))
+    if not any(round(source.weight * len(source.utterances)) for source in sources):
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "_BLOCK", block)
+        steps = plan_epoch(sources, {"asr": 1}, batch_seconds=9, seed=0, epoch=0)
+    drawn = Counter(example.utterance.key for step in steps for example in step)
+    for source in sources:
+        times = [drawn.pop(u.key, 0) for u in source.utterances]
+        whole, part = divmod(source.weight, 1)
+        assert sum(times) == int(whole) * len(times) + round(part * len(times))
+        assert set(times) <= {int(whole), int(whole) + 1}
+    assert not drawn
+
+
+def test_large_sets_are_read_a_few_tars_at_a_time(monkeypatch):
+    """Also where a small source comes many times over, and rows with files of their own are spread evenly."""
+    monkeypatch.setattr(plan_module, "_BLOCK", 100)
+    sources = [
+        WeightedSource([in_tar(i, 20) for i in range(600)]),
+        WeightedSource([replace(in_tar(i, 20), key=f"often/{i}") for i in range(20)], 30.0),
+        WeightedSource([utterance(f"loose/{i}", 1.0) for i in range(600)]),
+    ]
+    steps = plan_epoch(sources, {"asr": 1}, batch_seconds=10, seed=0, epoch=0)
+    rows = [example.utterance for step in steps for example in step]
+    assert len(rows) == 1800
+    for start in range(0, 1800, 150):  # a block of 100 rows in tars takes 50 with files of their own
+        part = rows[start : start + 150]
+        assert sum(isinstance(u.wav, str) for u in part) == 50
+        assert len({u.wav.tar for u in part if not isinstance(u.wav, str)}) <= 5
+    often = [start // 150 for start, u in enumerate(rows) if u.key.startswith("often/")]
+    assert len(set(often)) > 6
+    assert len({u.key for u in rows[:150]} & {u.key for u in rows[150:300]}) <= 20
 
 
 def corpus(count=400):

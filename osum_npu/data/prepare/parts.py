@@ -86,4 +86,4 @@ def _with_duration(item: Utterance | Skipped) -> Utterance | Skipped:
     try:
         return replace(item, duration=probe(item.wav).seconds)
     except AudioError as error:
-        return Skipped(Path(item.wav), str(error))
+        return Skipped(Path(str(item.wav)), str(error))
