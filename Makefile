@@ -52,7 +52,7 @@ $(READY): pyproject.toml $(PINS)
 	@echo "installing into $(VENV), once; torch is large, so this takes minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(INSTALL) torch
-	@$(INSTALL) -e '.[train,eval,quickstart,dev]'
+	@$(INSTALL) -e '.[train,eval,quickstart,codecs,dev]'
 	@touch $@
 
 clean:
