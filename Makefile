@@ -14,7 +14,7 @@ PIP := -m pip install -qq --no-compile --no-input --disable-pip-version-check -c
 # openai-whisper asks for triton, a gigabyte that only CUDA builds of torch use. So where all versions are listed (Python
 # 3.11), the list is installed as it stands; before that, pip fills what the list leaves open.
 LISTED = $$($(1) -c 'import sys; print("--no-deps" if sys.version_info >= (3, 11) else "")')
-install = $(1) $(PIP) torch && $(1) $(PIP) $(LISTED) -r $(TESTED) $(2) && $(1) $(PIP) $(LISTED) --no-build-isolation -e '.[train,eval,quickstart,dev]'
+install = $(1) $(PIP) torch && $(1) $(PIP) $(LISTED) -r $(TESTED) $(2) && $(1) $(PIP) $(LISTED) --no-build-isolation -e '.[train,eval,quickstart,codecs,dev]'
 # One thread a process: two processes of tests side by side are faster than one with two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 

@@ -86,7 +86,7 @@ class SavedModel:
 class Source:
     """One manifest and how much of it an epoch takes."""
 
-    path: str = Field(description="manifest: JSONL, shard, list of shards, or Kaldi folder")
+    path: str = Field(description="a manifest: JSONL, shard, list of shards, or Kaldi folder")
     weight: float = Field(
         default=1.0, gt=0, le=1000, description="1.5: every row once, and a random half of them again"
     )

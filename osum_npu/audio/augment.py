@@ -61,14 +61,19 @@ def draw(config: SpecAugmentConfig, frames: int, n_mels: int, rng: random.Random
 
 def apply(features_BTM: Tensor, drawn: Sequence[Drawn]) -> Tensor:
     """Apply one :class:`Drawn` to each utterance of a padded batch; hidden places become 0."""
-    batch, frames, _ = features_BTM.shape
+    batch, frames, bins = features_BTM.shape
     hidden_BT = np.zeros((batch, frames), np.bool_)
     source_BT = np.tile(np.arange(frames), (batch, 1))
     for i, one in enumerate(drawn):
         hidden_BT[i, : len(one.hidden_frames)] = one.hidden_frames
         source_BT[i, : len(one.source_frames)] = one.source_frames
     hidden_BM = np.stack([one.hidden_bins for one in drawn])
+    # A frame that is put elsewhere is hidden there as it was in its own place. Factors cost a third of masked_fill.
+    kept_BT = np.take_along_axis(~hidden_BT, source_BT, axis=1).astype(np.float32)
+    rows = source_BT + frames * np.arange(batch)[:, None]
     device = features_BTM.device
-    masked = features_BTM.masked_fill(torch.from_numpy(hidden_BT).to(device)[..., None], 0.0)
-    masked = masked.masked_fill(torch.from_numpy(hidden_BM).to(device)[:, None], 0.0)
-    return masked.gather(1, torch.from_numpy(source_BT).to(device)[..., None].expand_as(masked))
+    moved_BTM = features_BTM.reshape(-1, bins).index_select(0, torch.from_numpy(rows.reshape(-1)).to(device))
+    moved_BTM = moved_BTM.view(batch, frames, bins)
+    moved_BTM *= torch.from_numpy(kept_BT).to(device)[..., None]
+    moved_BTM *= torch.from_numpy((~hidden_BM).astype(np.float32)).to(device)[:, None]
+    return moved_BTM

@@ -76,6 +76,7 @@ def log_mel(wave_BS: Tensor, samples_B: Tensor, n_mels: int = 80) -> tuple[Tenso
         power_BFT = spectrum.real.square() + spectrum.imag.square()
         mel_BMT = mel_filters(n_mels, device) @ power_BFT[..., : int(wave_BS.shape[1] // HOP)]
     log_BTM = mel_BMT.clamp(min=1e-10).log10().transpose(1, 2)
-    inside = (torch.arange(log_BTM.shape[1], device=device) < frames_B[:, None])[..., None]
-    peak = log_BTM.masked_fill(~inside, float("-inf")).amax((1, 2), keepdim=True)
-    return ((torch.maximum(log_BTM, peak - 8.0) + 4.0) / 4.0).masked_fill(~inside, 0.0), frames_B
+    inside_BT = torch.arange(log_BTM.shape[1], device=device) < frames_B[:, None]
+    peak_B = log_BTM.amax(2).masked_fill(~inside_BT, float("-inf")).amax(1)
+    scaled_BTM = (torch.maximum(log_BTM, peak_B[:, None, None] - 8.0) + 4.0) / 4.0
+    return scaled_BTM.masked_fill(~inside_BT[..., None], 0.0), frames_B
