@@ -11,7 +11,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Register the verb."""
     parser = subparsers.add_parser("eval", help="score a model on labelled data and write a report")
     parser.add_argument("--model", required=True, help="model directory")
-    parser.add_argument("--data", required=True, action="append", help="JSONL manifest; may be given again")
+    parser.add_argument("--data", required=True, action="append", help="manifest of any form; may be given again")
     add_tasks_argument(parser, "all")
     parser.add_argument("--limit", type=int, help="at most so many utterances a task, spread evenly")
     parser.add_argument("--out", required=True, help="folder for report.json, report.html and predictions.jsonl")

@@ -15,7 +15,7 @@ from osum_npu.cli.tasks import add_tasks_argument, read_tasks
 if TYPE_CHECKING:
     from osum_npu.tasks import Utterance
 
-SOUND = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif"})
+SOUND = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".m4a", ".wma"})
 """Endings of the files that are taken from a folder."""
 
 

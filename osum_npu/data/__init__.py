@@ -1,1 +1,1 @@
-"""Data: manifests, plans, batches; corpora that others published and one that is synthesized."""
+"""Data: manifests, shards, plans, batches; corpora that others published and one that is synthesized."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from osum_npu.audio.tar_member import TarMember
-from osum_npu.data.shard import Shard, read_shard
+from osum_npu.data.shard import SOUND_FIELDS, Shard, read_shard
 from osum_npu.data.tar import Damage
 from osum_npu.files import write_text
 
@@ -60,11 +60,18 @@ def _read(place: Path, tar: str, stamp: dict[str, int]) -> Shard | None:
             head = json.loads(next(file))
             if {name: head[name] for name in stamp} != stamp:
                 return None
-            rows = [(row, TarMember(tar, *where)) for row, *where in map(json.loads, file)]
+            rows = [_row(tar, *json.loads(line)) for line in file]
             shard = Shard(rows, [Damage(*fault) for fault in head["faults"]])
     except (OSError, ValueError, TypeError, LookupError, StopIteration):  # none there, or a damaged one
         return None
     return shard if len(rows) == head["rows"] else None
+
+
+def _row(tar: str, row: object, name: object, offset: object, length: object) -> tuple[dict[str, Any], TarMember]:
+    match row, name, offset, length:
+        case dict(), str(), int(), int() if name.rpartition(".")[2].lower() in SOUND_FIELDS:
+            return row, TarMember(tar, name, offset, length)
+    raise ValueError("this was not written by _write")
 
 
 def _write(shard: Shard, stamp: dict[str, int]) -> str:

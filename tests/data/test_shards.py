@@ -263,11 +263,12 @@ def test_a_damaged_index_is_made_anew(damage, tmp_path, scans):
     index.write_bytes(damage)
     assert len(read_manifest(path).utterances) == 3
     lines = whole.splitlines(keepends=True)
-    for part in (b"".join(lines[:-1]), whole[:-9], lines[0] + b"[1, 2]\n" * 3):
+    forged = b"".join(b'[{}, "%s", %s, 9]\n' % pair for pair in [(b"a./../b", b"1"), (b"a.wav", b'"1"'), (b"a", b"1")])
+    for part in (b"".join(lines[:-1]), whole[:-9], lines[0] + b"[1, 2]\n" * 3, lines[0] + forged):
         index.write_bytes(part)
         assert len(read_manifest(path).utterances) == 3
         assert index.read_bytes() == whole
-    assert len(scans) == 5
+    assert len(scans) == 6
 
 
 def test_where_the_folder_cannot_be_written(tmp_path, scans, monkeypatch):
