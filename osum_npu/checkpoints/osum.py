@@ -71,7 +71,7 @@ def import_osum(
             f"got {next(iter(state))}"
         )
     config = read_sizes(state, sidecar, read_llm_config(llm), encoder_heads, adapter_heads, lora_alpha)
-    copies = copied_keys(state, tied=config.llm["tie_word_embeddings"])
+    copies = copied_keys(state, tied=config.llm.get("tie_word_embeddings", False))
     if faults := find_faults(state, copies, config):
         raise ValueError("\n".join([f"{source} does not fit OSUM with the LLM {llm}:", *faults]))
     tokenizer = read_tokenizer(llm)

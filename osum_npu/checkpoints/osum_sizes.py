@@ -131,7 +131,7 @@ def find_faults(state: Mapping[str, Tensor], copies: Mapping[str, str], config: 
         ADAPTER_POSITIONS: (1, config.adapter["max_positions"], width),
     }
     wanted |= {key: wanted[original] for key, original in copies.items()}
-    tied = {f"{prefix}lm_head.weight"} if config.llm["tie_word_embeddings"] else set()
+    tied = {f"{prefix}lm_head.weight"} if config.llm.get("tie_word_embeddings") else set()
     faults = misfits(state, wanted, {*tables, *copies, *tied})
     for key, table in tables.items():
         if key in state and tuple(state[key].shape) == wanted[key]:

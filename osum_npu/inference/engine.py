@@ -76,7 +76,9 @@ class Engine:
         model, tokenizer = load_model(folder, llm_dtype=dtype if dtype is torch.float32 else "auto")
         if model.config.lora is not None:
             fold_lora(model.llm)  # LoRA is float32: each sum is rounded once, and small updates are not swallowed
-        return cls(model.to(dtype), tokenizer, device)
+        for parameter in model.parameters():  # not the buffers: rounded, rotary frequencies turn far positions wrong
+            parameter.data = parameter.data.to(dtype)
+        return cls(model, tokenizer, device)
 
     @property
     def longest(self) -> float:

@@ -207,7 +207,8 @@ def test_a_word_takes_as_long_in_a_text_as_alone(lang, age):
     """Of two words, the second: the first is spoken faster than alone, as it does not end the phrase."""
     voice = next(voice for voice in VOICES if voice.age == age and voice.split == "test")
     lists = [entry for entries in grammar()[lang]["lists"].values() for entry in entries]
-    known = sorted({word for entry in lists for word in entry.split() if lang == "en" or len(word) == 2}, key=len)
+    words = {word for entry in lists for word in entry.split() if lang == "en" or len(word) == 2}
+    known = sorted(words, key=lambda word: (len(word), word))
     chosen = known[:: max(1, len(known) // 10)]
 
     def length(words):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import soundfile
 import torch
 from torch import nn
 
+from osum_npu import backend
 from osum_npu.checkpoints.model_directory import save_model
 from osum_npu.inference import engine as module
 from osum_npu.inference.engine import Engine
@@ -198,3 +200,19 @@ def test_a_model_directory_is_loaded_onto_the_chosen_backend(engine, utterances,
     assert not loaded.model.training
     raw = [result.raw for result in loaded.answer(utterances[:20], [ASR])]
     assert raw == [result.raw for result in engine.answer(utterances[:20], [ASR])]
+
+
+def test_in_half_precision_the_positions_stay_exact(tmp_path, monkeypatch):
+    save_model(make(), TOKENIZER, tmp_path / "model", "")
+    host = replace(backend.load("cpu"), dtypes=(torch.bfloat16,))
+    monkeypatch.setattr(backend, "current", lambda: host)
+    halved, exact = Engine.load(tmp_path / "model").model, make()
+    assert {parameter.dtype for parameter in halved.parameters()} == {torch.bfloat16}
+    assert halved.dtype is torch.bfloat16
+    for name, buffer in exact.named_buffers():
+        if not name.endswith("gate_up"):
+            assert torch.equal(halved.get_buffer(name), buffer), name
+    assert "llm.model.rotary_emb.inv_freq" in dict(exact.named_buffers())
+    sound = 0.1 * torch.randn(1, 60, 80, dtype=torch.bfloat16)
+    said = halved.generate(sound, torch.tensor([60]), [[1, 2]], max_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert said.shape == (1, 3)
