@@ -67,3 +67,21 @@ def load_model(folder: str | Path) -> tuple[SpeechLLM, Any]:
     if Path(folder).is_dir() and not (Path(folder) / "config.json").is_file():
         raise ValueError(f"{folder} is no model directory: it has no config.json; a finished run has one in OUT/model")
     return SpeechLLM.from_pretrained(folder), AutoTokenizer.from_pretrained(str(folder))
+
+
+def end_ids(folder: str | Path) -> list[int] | None:
+    """Return the ids that end an answer by ``generation_config.json``; ``None`` where it names none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        ids = GenerationConfig.from_pretrained(folder).eos_token_id
+    except OSError as error:
+        path = Path(folder) / "generation_config.json"
+        if path.exists():
+            raise ValueError(f"{path} is damaged: {error}") from error
+        return None
+    return [ids] if isinstance(ids, int) else ids

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from osum_npu.audio.augment import Drawn, SpecAugmentConfig, draw
 from osum_npu.audio.mel import frame_count
 from osum_npu.audio.read import SAMPLE_RATE, AudioError, read_audio
 from osum_npu.data.plan import Example
-from osum_npu.tasks import draw_prompt, spell, write
+from osum_npu.tasks import Prompts, draw_prompt, prompts, spell, write
+from osum_npu.tasks.answer import STAMP_SECONDS
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class Collator:
     seed: int
     spec_augment: SpecAugmentConfig | None
     max_seconds: float
+    wordings: Prompts = field(default_factory=prompts)
+    """Instructions by task."""
+    stamp_seconds: float = STAMP_SECONDS
+    """Resolution of written word times."""
 
     def __call__(self, examples: Sequence[Example], epoch: int) -> Batch:
         """Read and tokenize.
@@ -76,18 +81,18 @@ class Collator:
             kept.append(example)
             waves.append(torch.from_numpy(np.ascontiguousarray(wave)))
         rngs = [random.Random(f"{self.seed}/{epoch}/{example.utterance.key}") for example in kept]
-        prompts = [e.utterance.prompt or draw_prompt(e.task, rng) for e, rng in zip(kept, rngs)]
+        asked = [draw_prompt(e.utterance, e.task, self.wordings, rng) for e, rng in zip(kept, rngs)]
         samples = [len(wave) for wave in waves]
         drawn = None
         if self.spec_augment is not None:
             drawn = [draw(self.spec_augment, frame_count(n), self.n_mels, rng) for n, rng in zip(samples, rngs)]
         end = self.tokenizer.eos_token_id
-        answers = self._ids([write(e.task, e.utterance) for e in kept])
+        answers = self._ids([write(e.task, e.utterance, self.stamp_seconds) for e in kept])
         return Batch(
             examples=kept,
             wave_BS=torch.nn.utils.rnn.pad_sequence(waves, batch_first=True) if waves else torch.zeros(0, 0),
             samples=samples,
-            prompts=self._ids(prompts),
+            prompts=self._ids(asked),
             answers=[[*ids, end] for ids in answers],
             spellings=[spell(e.utterance) for e in kept],
             drawn=drawn,
