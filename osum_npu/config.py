@@ -21,7 +21,8 @@ from osum_npu.models.adapters import OsumAdapterConfig
 from osum_npu.models.lora import LoraSettings
 from osum_npu.models.whisper import WhisperEncoderConfig
 from osum_npu.strict import STRICT
-from osum_npu.tasks import get_task
+from osum_npu.tasks import get_task, read_prompts
+from osum_npu.tasks.answer import STAMP_SECONDS
 
 Part = Literal["encoder", "adapter", "llm", "lora", "ctc"]
 """What a stage can train. The speech marks belong to the adapter."""
@@ -168,6 +169,12 @@ class Recipe:
     data: Data = Field(description="what it learns from")
     stages: tuple[Stage, ...] = Field(min_length=1, description="one after the other")
     seed: int = Field(default=0, ge=0, lt=2**32, description="decides weights, order and augmentation")
+    prompts: str | None = Field(
+        default=None, description="YAML with the wording of a released checkpoint, instead of the project's own"
+    )
+    stamp_seconds: float = Field(
+        default=STAMP_SECONDS, ge=0.01, le=0.1, description="resolution of the word times that are trained, in seconds"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of the computation; auto is the backend's own"
     )
@@ -222,7 +229,7 @@ def load_recipe(layers: Iterable[str | Path], overrides: Iterable[str] = ()) -> 
 
 
 def missing_files(recipe: Recipe) -> list[str]:
-    """List what the recipe needs and is not there, in words."""
+    """List what the recipe needs and is not there or of no use, in words."""
     groups = {"train": recipe.data.train, "dev": recipe.data.dev}
     faults = [
         f"data.{group}.{name}.path: there is no manifest {source.path}"
@@ -230,6 +237,10 @@ def missing_files(recipe: Recipe) -> list[str]:
         for name, source in sources.items()
         if not os.path.exists(source.path)
     ]
+    try:
+        read_prompts(recipe.prompts)
+    except ValueError as error:
+        faults.append(f"prompts: {error}")
     if isinstance(recipe.model, SavedModel) and not os.path.isfile(os.path.join(recipe.model.path, "config.json")):
         faults.append(f"model.path: {recipe.model.path} is no model directory (it has no config.json)")
     return faults

@@ -246,8 +246,9 @@ def test_exponents_without_a_point_are_numbers(layer, text):
 
 
 def test_tasks_by_code_and_tag(layer):
-    tasks = load_recipe([layer], ["stages.2.tasks={SER: 1, <TRANSCRIBE><AGE>: 2, chat: 3}"]).stages[2].tasks
-    assert tasks == {"emotion": 1, "age": 2, "chat": 3}
+    words = "{SER: 1, <TRANSCRIBE><AGE>: 2, chat: 3, age+gender: 4, <AGE> <GENDER>: 5}"
+    tasks = load_recipe([layer], [f"stages.2.tasks={words}"]).stages[2].tasks
+    assert tasks == {"emotion": 1, "age": 2, "chat": 3, "age+gender": 4, "age+gender-only": 5}
 
 
 # -- written and read again

@@ -16,7 +16,8 @@ from osum_npu import config, launch
 from osum_npu.cli.data import CORPORA
 from osum_npu.cli.main import make_parser
 from osum_npu.data.row import FIELDS, STYLE_NAMES
-from osum_npu.tasks import TASKS
+from osum_npu.inference.decoding import DECODINGS, LOOP_BLOCK, LOOP_REPEATS, LOOP_TOKENS
+from osum_npu.tasks import COMBINATIONS, TASKS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -202,13 +203,24 @@ def test_the_recipe_has_the_parts_that_users_set():
     assert {"Stage", "Source", "NewModel", "SpecAugmentConfig", "LoraSettings"} <= {k.__name__ for k in RECIPE_CLASSES}
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+@pytest.mark.parametrize("task", [*TASKS.values(), *COMBINATIONS.values()], ids=lambda task: task.name)
 def test_every_task_is_documented(task):
     page = text("docs/tasks.md")
     row = next(line for line in page.splitlines() if line.startswith(f"| `{task.name}` | `{task.code}`"))
     assert f"`{task.tag}`" in row
     for label in task.labels:
         assert f"`{label}`" in page
+
+
+def test_decodings_are_documented():
+    _, help_text = parse(["infer", "--help"])
+    named = re.search(r"--decoding NAME\s+(.*?)\s+\(default", help_text, re.DOTALL)[1]
+    assert set(re.findall(r"[\w-]+", named)) - {"or"} == set(DECODINGS)
+    assert [name for name in DECODINGS if f"\n| `{name}` |" not in text("docs/tasks.md")] == []
+    page = " ".join(text("docs/tasks.md").split())
+    assert f"at most {LOOP_BLOCK} tokens that stands at least four times" in page
+    assert f"makes at least {LOOP_TOKENS} tokens" in page
+    assert LOOP_REPEATS == 4
 
 
 def test_style_names_are_documented():

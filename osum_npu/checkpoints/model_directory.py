@@ -95,3 +95,21 @@ def load_model(
         raise ValueError(f"{folder} is no model directory: it has no config.json; a finished run has one in OUT/model")
     model = SpeechLLM.from_pretrained(folder, llm_dtype=llm_dtype)
     return model, AutoTokenizer.from_pretrained(str(folder))
+
+
+def end_ids(folder: str | Path) -> list[int] | None:
+    """Return the ids that end an answer by ``generation_config.json``; ``None`` where it names none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        ids = GenerationConfig.from_pretrained(folder).eos_token_id
+    except OSError as error:
+        path = Path(folder) / "generation_config.json"
+        if path.exists():
+            raise ValueError(f"{path} is damaged: {error}") from error
+        return None
+    return [ids] if isinstance(ids, int) else ids

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from osum_npu.cli.answering import add_answering_arguments, read_answering
 from osum_npu.cli.tasks import add_tasks_argument, read_tasks
 
 
@@ -13,6 +14,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--model", required=True, help="model directory")
     parser.add_argument("--data", required=True, action="append", help="manifest of any form; may be given again")
     add_tasks_argument(parser, "all")
+    add_answering_arguments(parser)
     parser.add_argument("--limit", type=int, help="at most so many utterances a task, spread evenly")
     parser.add_argument("--out", required=True, help="folder for report.json, report.html and predictions.jsonl")
     parser.add_argument("--log", help="log.jsonl of the training, for the learning curves (default: beside the model)")
@@ -28,7 +30,9 @@ def run(args: argparse.Namespace) -> int:
     from osum_npu.evaluation.run import evaluate
 
     log = Path(args.log) if args.log else Path(args.model).parent / "log.jsonl"
-    report = evaluate(args.model, args.data, tasks, Path(args.out), limit=args.limit, log=log)
+    settings = read_answering(args)
+    facts = {"decoding": args.decoding} | ({"prompts": args.prompts} if args.prompts else {})
+    report = evaluate(args.model, args.data, tasks, Path(args.out), limit=args.limit, log=log, facts=facts, **settings)
     print(format_table(report.scores))
     for line in report.skipped[:5]:
         print(f"skipped: {line}")

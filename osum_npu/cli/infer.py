@@ -7,13 +7,15 @@ import json
 import os
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from osum_npu.cli.answering import add_answering_arguments, read_answering
 from osum_npu.cli.tasks import add_tasks_argument, read_tasks
 
 if TYPE_CHECKING:
-    from osum_npu.tasks import Utterance
+    from osum_npu.tasks import Task, Utterance
 
 SOUND = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".m4a", ".wma"})
 """Endings of the files that are taken from a folder."""
@@ -24,6 +26,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("infer", help="answer about files, folders or manifests")
     parser.add_argument("--model", required=True, help="model directory")
     add_tasks_argument(parser, "asr")
+    parser.add_argument(
+        "--prompt", metavar="TEXT", help="an instruction of your own; its answer is read as that of the one task named"
+    )
+    add_answering_arguments(parser)
     parser.add_argument("--out", help="JSONL file to write (default: the terminal)")
     parser.add_argument("input", nargs="+", help="sound files, folders of them, or manifests")
     parser.set_defaults(run=run)
@@ -33,12 +39,15 @@ def run(args: argparse.Namespace) -> int:
     """Answer; return 1 if some input could not be used, which is named."""
     tasks = read_tasks(args)
     utterances, faults = gather(args.input)
+    if args.prompt is not None:
+        utterances = ask(utterances, args.prompt, tasks)
     total = len(utterances) + len(faults)
+    settings = read_answering(args)
     from tqdm import tqdm
 
     from osum_npu.inference.engine import Engine
 
-    engine = Engine.load(args.model)
+    engine = Engine.load(args.model, **settings)
     part = f"{args.out}.part" if args.out else None
     if part:
         Path(part).parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +65,20 @@ def run(args: argparse.Namespace) -> int:
     if faults:
         print(f"{len(faults)} of {total} inputs skipped or unreadable", file=sys.stderr)
     return 1 if faults else 0
+
+
+def ask(utterances: list[Utterance], prompt: str, tasks: list[Task]) -> list[Utterance]:
+    """Give an instruction to all recordings that bring none of their own.
+
+    Raises:
+        ValueError: the instruction is empty, or it would be asked for several tasks.
+    """
+    if not prompt.strip():
+        raise ValueError("--prompt is empty; <no_prompt> asks without any instruction")
+    if len(tasks) != 1:
+        names = ", ".join(task.name for task in tasks)
+        raise ValueError(f"--prompt is one question, and --tasks wants answers to {len(tasks)}: {names}; name one")
+    return [u if u.prompt is not None else replace(u, prompt=prompt) for u in utterances]
 
 
 def gather(inputs: list[str]) -> tuple[list[Utterance], list[str]]:

@@ -14,7 +14,7 @@ def add_tasks_argument(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--tasks",
         default=default,
-        help="names, OSUM's codes or tags, with commas: asr,gender or SER (default: %(default)s)",
+        help="names, OSUM's codes or tags, with commas: asr,age+gender or SER; all: the eight (default: %(default)s)",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from osum_npu.audio.augment import Drawn, SpecAugmentConfig, draw
 from osum_npu.audio.mel import frame_count
 from osum_npu.audio.read import SAMPLE_RATE, AudioError, read_audio
 from osum_npu.data.plan import Example, padded_length
-from osum_npu.tasks import draw_prompt, spell, write
+from osum_npu.tasks import Prompts, draw_prompt, prompts, spell, write
+from osum_npu.tasks.answer import STAMP_SECONDS
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class Collator:
     seed: int
     spec_augment: SpecAugmentConfig | None
     max_seconds: float
+    wordings: Prompts = field(default_factory=prompts)
+    """Instructions by task."""
+    stamp_seconds: float = STAMP_SECONDS
+    """Resolution of written word times."""
 
     def __call__(self, examples: Sequence[Example], epoch: int) -> Batch:
         """Read and tokenize.
@@ -78,20 +83,20 @@ class Collator:
             kept.append(example)
             waves.append(torch.from_numpy(np.ascontiguousarray(wave)))
         rngs = [random.Random(f"{self.seed}/{epoch}/{example.utterance.key}") for example in kept]
-        asked = [(i, task) for i, example in enumerate(kept) for task in example.tasks]
-        prompts = [kept[i].utterance.prompt or draw_prompt(task, rngs[i]) for i, task in asked]
+        questions = [(i, task) for i, example in enumerate(kept) for task in example.tasks]
+        asked = [draw_prompt(kept[i].utterance, task, self.wordings, rngs[i]) for i, task in questions]
         samples = [len(wave) for wave in waves]
         drawn = None
         if self.spec_augment is not None:
             drawn = [draw(self.spec_augment, frame_count(n), self.n_mels, rng) for n, rng in zip(samples, rngs)]
         end = self.tokenizer.eos_token_id
-        answers = self._ids([write(task, kept[i].utterance) for i, task in asked])
+        answers = self._ids([write(task, kept[i].utterance, self.stamp_seconds) for i, task in questions])
         return Batch(
             examples=kept,
             wave_BS=self._pad(waves),
             samples=samples,
-            about=[i for i, _ in asked],
-            prompts=self._ids(prompts),
+            about=[i for i, _ in questions],
+            prompts=self._ids(asked),
             answers=[[*ids, end] for ids in answers],
             spellings=[spell(e.utterance) for e in kept],
             drawn=drawn,

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from osum_npu.tasks import TASKS, Task, Utterance, missing
+from osum_npu.tasks import Task, Utterance, get_task, missing
 
 _WINDOW = 24
 """Batches' worth of utterances that are sorted by length together: similar lengths, still a random order."""
@@ -43,7 +43,7 @@ class WeightedSource:
 
 def servable(utterance: Utterance, tasks: Mapping[str, float]) -> list[Task]:
     """Return those of ``tasks`` that the utterance has the labels for."""
-    return [TASKS[name] for name in tasks if not missing(TASKS[name], utterance)]
+    return [task for task in map(get_task, tasks) if not missing(task, utterance)]
 
 
 def plan_epoch(

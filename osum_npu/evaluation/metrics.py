@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from osum_npu.evaluation.confidence import bootstrap_interval, wilson_interval
 from osum_npu.evaluation.error_rate import EditCounts, edit_counts
 from osum_npu.evaluation.text import is_chinese, release_tokens, tokens
 from osum_npu.evaluation.timestamps import TimeShift, time_shift
-from osum_npu.tasks import HAN, Answer, Task, Utterance, missing
+from osum_npu.tasks import COMBINATIONS, HAN, Answer, Task, Utterance, missing
 
 Pair = tuple[Utterance, Answer | None]
 """A labelled recording and what the model said of it; ``None`` where the recording could not be processed."""
@@ -36,6 +36,12 @@ class Metric(NamedTuple):
 
 _ACCURACY = (Metric("accuracy", "accuracy", "%", False),)
 
+
+def _combined_metrics(task: Task) -> tuple[Metric, ...]:
+    parts = (Metric(f"{part.name}_accuracy", f"{part.name} accuracy", "%", False) for part in task.parts)
+    return *_ACCURACY, *parts
+
+
 HEADLINE: dict[str, tuple[Metric, ...]] = {
     "asr": (Metric("wer", "WER", "%", True), Metric("cer", "CER", "%", True)),
     "timestamps": (Metric("aas_ms", "AAS", "ms", True),),
@@ -45,6 +51,7 @@ HEADLINE: dict[str, tuple[Metric, ...]] = {
     "gender": _ACCURACY,
     "age": _ACCURACY,
     "chat": (Metric("answer_accuracy", "answer accuracy", "%", False),),
+    **{name: _combined_metrics(task) for name, task in COMBINATIONS.items()},
 }
 """What the table shows of each task, by task name."""
 
@@ -61,12 +68,15 @@ def score(task: Task, pairs: Sequence[Pair]) -> dict[str, Any]:
     Returns:
         For every task ``n`` (scored utterances), ``unlabelled`` (left out), ``failed`` (no answer), ``unreadable``
         (answers with a fault), ``seconds`` (of sound; ``None`` where a duration is unknown), and of the utterances with
-        a transcript ``wer`` (those not in Chinese) and ``cer`` (those in Chinese) with ``_interval`` and ``_counts``.
+        a transcript ``wer`` (those not in Chinese) and ``cer`` (those in Chinese) with ``_interval`` and ``_counts``;
+        of none where the task asks for no transcript.
         Besides, by task:
 
         * asr: ``release_wer``, by the rules of the OSUM release's scorer over all languages together.
         * tasks with labels: ``accuracy``, ``accuracy_interval``, ``classes`` (``n`` and ``accuracy`` of each) and
           ``confusion``: a row for each of its ``labels``, a column for each and one for :data:`NONE`.
+        * combinations: ``accuracy`` and ``accuracy_interval`` of all labels at once, and what a task with labels has
+          for each part, under ``<part>_accuracy`` and so on.
         * timestamps: ``aas_ms``, ``aas_ms_interval``, ``matched`` (share of reference words that it speaks for).
         * chat: ``answer_accuracy``, ``answer_accuracy_interval``: replies equal to the reference after normalisation.
     """
@@ -81,18 +91,20 @@ def score(task: Task, pairs: Sequence[Pair]) -> dict[str, Any]:
     }
     if task.labels:
         scores |= _label_scores(task, scored)
+    elif task.parts:
+        scores |= _combined_scores(task, scored)
     elif task.name == "timestamps":
         scores |= _timestamp_scores(scored)
     elif task.name == "chat":
         scores |= _chat_scores(scored)
-    scores |= _transcript_scores(scored)
+    scores |= _transcript_scores(scored if task.transcript else ())
     if task.name == "asr":
         scores |= _error_rate("release_wer", scored, lambda text, _: release_tokens(text))
     return scores
 
 
 def _has_label(task: Task, utterance: Utterance) -> bool:
-    return not missing(task, utterance) and (not task.labels or utterance.labels[task.name] in task.labels)
+    return not missing(task, utterance) and all(utterance.labels[c.name] in c.labels for c in task.choices)
 
 
 def _language(utterance: Utterance) -> str:
@@ -140,6 +152,23 @@ def _label_scores(task: Task, pairs: Sequence[Pair]) -> dict[str, Any]:
         },
         "confusion": {"labels": list(task.labels), "matrix": matrix.tolist()},
     }
+
+
+def _combined_scores(task: Task, pairs: Sequence[Pair]) -> dict[str, Any]:
+    names = [part.name for part in task.parts]
+    right = sum(
+        all((answer.labels or {}).get(name) == utterance.labels[name] for name in names)
+        for utterance, answer in pairs
+        if answer is not None
+    )
+    scores: dict[str, Any] = {
+        "accuracy": right / len(pairs) if pairs else None,
+        "accuracy_interval": wilson_interval(right, len(pairs)),
+    }
+    for part in task.parts:
+        alone = [(u, answer and replace(answer, label=(answer.labels or {}).get(part.name))) for u, answer in pairs]
+        scores |= {f"{part.name}_{key}": value for key, value in _label_scores(part, alone).items()}
+    return scores
 
 
 def _timestamp_scores(pairs: Sequence[Pair]) -> dict[str, Any]:

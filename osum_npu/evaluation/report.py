@@ -16,7 +16,7 @@ import numpy.typing as npt
 from osum_npu.evaluation.difference import differences
 from osum_npu.evaluation.figures import learning_curves, spectrogram, stage_names
 from osum_npu.evaluation.metrics import HEADLINE, NONE, Metric
-from osum_npu.tasks import TASKS, Word
+from osum_npu.tasks import COMBINATIONS, TASKS, Word
 
 FRAMES_PER_SECOND = 100
 SKIPPED_SHOWN = 200
@@ -62,7 +62,7 @@ HEADINGS = Row("task", "metric", "value", "95 % interval", "n", "unreadable", "f
 
 def table_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     """Lay out the headline metrics of ``scores`` (by task name, each from :func:`score`) in the order of tasks."""
-    return [row for task in TASKS if task in scores for row in _task_rows(task, scores[task])]
+    return [row for task in _in_order(scores) for row in _task_rows(task, scores[task])]
 
 
 def format_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
@@ -112,7 +112,7 @@ def write_report(
         facts=facts,
         headings=HEADINGS,
         rows=table_rows(scores),
-        confusions=[_confusion(task, scores[task]) for task in TASKS if "confusion" in scores.get(task, ())],
+        confusions=[one for task in _in_order(scores) for one in _confusions(task, scores[task])],
         curves=learning_curves(curves),
         stages=stage_names(curves),
         examples=[_example(example) for example in examples],
@@ -130,6 +130,10 @@ def _write(path: Path, text: str) -> Path:
     temporary.write_text(text, "utf-8")
     os.replace(temporary, path)
     return path
+
+
+def _in_order(scores: Mapping[str, Any]) -> list[str]:
+    return [task for task in (*TASKS, *COMBINATIONS) if task in scores]
 
 
 def _number(value: float | None, unit: str) -> str:
@@ -168,16 +172,24 @@ def _notes(scores: Mapping[str, Any], shown: Sequence[Metric]) -> Iterator[str]:
         yield f"{scores['unlabelled']} without label left out"
 
 
-def _confusion(task: str, scores: Mapping[str, Any]) -> dict[str, Any]:
-    labels = scores["confusion"]["labels"]
+def _confusions(task: str, scores: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Lay out the matrix of a task with labels, or one for each part of a combination."""
+    for key, confusion in scores.items():
+        if key == "confusion":
+            yield _confusion(task, confusion, scores["classes"])
+        elif key.endswith("_confusion"):
+            part = key.removesuffix("_confusion")
+            yield _confusion(f"{task}: {part}", confusion, scores[f"{part}_classes"])
+
+
+def _confusion(title: str, confusion: Mapping[str, Any], classes: Mapping[str, Any]) -> dict[str, Any]:
+    labels = confusion["labels"]
     rows = []
-    for i, (label, counts) in enumerate(zip(labels, scores["confusion"]["matrix"], strict=True)):
+    for i, (label, counts) in enumerate(zip(labels, confusion["matrix"], strict=True)):
         n = sum(counts)
         cells = [{"count": c, "share": round(c / n, 3) if n else 0, "right": j == i} for j, c in enumerate(counts)]
-        rows.append(
-            {"label": label, "cells": cells, "n": n, "accuracy": _number(scores["classes"][label]["accuracy"], "%")}
-        )
-    return {"task": task, "columns": [*labels, NONE], "rows": rows}
+        rows.append({"label": label, "cells": cells, "n": n, "accuracy": _number(classes[label]["accuracy"], "%")})
+    return {"title": title, "columns": [*labels, NONE], "rows": rows}
 
 
 def _example(example: Example) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ def evaluate(
     *,
     limit: int | None = None,
     log: Path | None = None,
+    facts: Mapping[str, str] | None = None,
+    **settings: Any,
 ) -> Report:
     """Score a model and write ``report.json``, ``report.html`` and ``predictions.jsonl`` into ``out``.
 
@@ -60,6 +62,8 @@ def evaluate(
         out: folder to write.
         limit: at most so many utterances a task, spread evenly over the data.
         log: ``log.jsonl`` of the training, for the learning curves.
+        facts: more for the report to state.
+        settings: of :class:`Engine`: how it is asked and how it answers.
 
     Raises:
         ValueError: no utterance carries the labels of any of the tasks.
@@ -73,7 +77,7 @@ def evaluate(
     asked = {task.name: _spread([u for u in utterances if not missing(task, u)], limit) for task in tasks}
     if not any(asked.values()):
         raise ValueError(f"no utterance of {', '.join(map(str, manifests))} carries labels for {', '.join(asked)}")
-    engine = Engine.load(model)
+    engine = Engine.load(model, **settings)
     results: dict[str, list[Result]] = {}
     for task in tasks:
         answered = engine.answer(asked[task.name], [task])
@@ -98,6 +102,7 @@ def evaluate(
             "date": datetime.date.today().isoformat(),
             "osum-npu": __version__,
             "torch": str(torch.__version__),
+            **(facts or {}),
         },
         skipped=skipped,
     )

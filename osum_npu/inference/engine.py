@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import GenerationConfig
 
 from osum_npu import backend
 from osum_npu.audio.mel import log_mel
 from osum_npu.audio.read import AudioError, read_audio
-from osum_npu.checkpoints.model_directory import load_model
+from osum_npu.checkpoints.model_directory import end_ids, load_model
+from osum_npu.inference.decoding import DECODINGS, Decoding, decode, longest_answer
 from osum_npu.models.llm import merge_projections
 from osum_npu.models.lora import fold_lora
 from osum_npu.models.speech_llm import SpeechLLM
-from osum_npu.tasks import Answer, Task, Utterance, default_prompt, read
+from osum_npu.tasks import Answer, Prompts, Task, Utterance, first_prompt, prompts, read
 
 _WINDOW = 16
 """Batches' worth of recordings that are read and sorted by length together."""
@@ -55,7 +57,18 @@ def _plain(answer: Answer) -> dict[str, Any]:
 class Engine:
     """A loaded model that answers."""
 
-    def __init__(self, model: SpeechLLM, tokenizer: Any, device: torch.device, *, batch_seconds: float = 240.0) -> None:
+    def __init__(
+        self,
+        model: SpeechLLM,
+        tokenizer: Any,
+        device: torch.device,
+        *,
+        batch_seconds: float = 240.0,
+        decoding: Decoding = DECODINGS["greedy"],
+        wordings: Prompts | None = None,
+        ends: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> None:
         """Take a model.
 
         Args:
@@ -63,14 +76,21 @@ class Engine:
             tokenizer: of its LLM.
             device: where to compute.
             batch_seconds: sound computed at once, padding counted.
+            decoding: how an answer is searched for.
+            wordings: instructions by task; the project's own by default.
+            ends: ids of the tokens that end an answer; the tokenizer's end mark by default.
+            seed: of decodings that draw at random.
         """
         self.model: SpeechLLM = model.to(device).eval()
+        self.model.llm.generation_config = GenerationConfig()  # an LLM's own would punish repetition, or draw
         merge_projections(self.model.llm)
         self.tokenizer, self.device, self.batch_seconds = tokenizer, device, batch_seconds
+        self.decoding, self.wordings, self.seed = decoding, wordings or prompts(), seed
+        self.ends = list(ends or [tokenizer.eos_token_id])
 
     @classmethod
-    def load(cls, folder: str | Path) -> Engine:
-        """Load a model directory onto the chosen backend, in that backend's own dtype."""
+    def load(cls, folder: str | Path, **settings: Any) -> Engine:
+        """Load a model directory onto the chosen backend, in that backend's own dtype; settings are those of Engine."""
         chosen = backend.current()
         device, dtype = chosen.activate(), chosen.dtypes[0]
         model, tokenizer = load_model(folder, llm_dtype=dtype if dtype is torch.float32 else "auto")
@@ -78,7 +98,7 @@ class Engine:
             fold_lora(model.llm)  # LoRA is float32: each sum is rounded once, and small updates are not swallowed
         for parameter in model.parameters():  # not the buffers: rounded, rotary frequencies turn far positions wrong
             parameter.data = parameter.data.to(dtype)
-        return cls(model, tokenizer, device)
+        return cls(model, tokenizer, device, ends=end_ids(folder), **settings)
 
     @property
     def longest(self) -> float:
@@ -88,8 +108,8 @@ class Engine:
     def answer(self, utterances: Sequence[Utterance], tasks: Sequence[Task]) -> Iterator[Result]:
         """Answer every task about every recording, in the order given.
 
-        Recordings are batched with others of similar length; the answers do not depend on the batch. One that cannot
-        be read comes back with its ``error`` and stops nothing.
+        Recordings are batched with others of similar length; the answers do not depend on the batch, unless several
+        beams are drawn at random. One that cannot be read comes back with its ``error`` and stops nothing.
         """
         known = [u.duration or 10.0 for u in utterances]
         window = max(1, round(_WINDOW * self.batch_seconds / (sum(known) / len(known)))) if known else 1
@@ -133,16 +153,19 @@ class Engine:
         answers: list[dict[str, Answer]] = [{} for _ in group]
         raw: list[dict[str, str]] = [{} for _ in group]
         for task in tasks:
-            prompts = [utterances[i].prompt or default_prompt(task) for i in group]
-            ids = self.tokenizer(prompts, add_special_tokens=False).input_ids
-            end = self.tokenizer.eos_token_id
-            said = model.respond(speech, lengths.tolist(), ids, eos_token_id=end, pad_token_id=end, **GREEDY)
+            asked = [first_prompt(utterances[i], task, self.wordings) for i in group]
+            said = decode(
+                model,
+                speech,
+                lengths.tolist(),
+                self.tokenizer(asked, add_special_tokens=False).input_ids,
+                self.decoding,
+                limits=[longest_answer(task, utterances[i], len(waves[i]) / 16000) for i in group],
+                ends=self.ends,
+                seeds=[f"{self.seed}/{task.name}/{utterances[i].key}" for i in group],
+            )
             for row, text in enumerate(self.tokenizer.batch_decode(said, skip_special_tokens=True)):
                 raw[row][task.name] = text
                 answers[row][task.name] = read(task, text)
         for row, i in enumerate(group):
             results[i] = Result(utterances[i], answers[row], raw[row], round(len(waves[i]) / 16000, 4))
-
-
-GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 200}
-"""Decoding settings: the likeliest token every time."""

@@ -227,12 +227,12 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         """
         layout = lay_out(prompts, lengths, padding="left").to(speech_BEH.device)
         # Given only embeddings, transformers' own penalty takes the first new tokens of a padded row for its padding.
-        penalty = settings.pop("repetition_penalty", 1.0)
+        penalty = RepetitionPenaltyLogitsProcessor(settings.pop("repetition_penalty", 1.0))
         answer: Tensor = self.llm.generate(
             inputs_embeds=self.embed(speech_BEH, layout),
             attention_mask=layout.mask_BL.long(),
             repetition_penalty=1.0,
-            logits_processor=LogitsProcessorList([RepetitionPenaltyLogitsProcessor(penalty)]),
+            logits_processor=LogitsProcessorList([penalty, *settings.pop("logits_processor", ())]),
             **settings,
         )
         return answer

@@ -5,6 +5,7 @@ Training writes what :func:`read` later reads, so the two live side by side::
     asr         hello world
     timestamps  <0.10>hello<0.46><0.52>world<0.98>
     gender      hello world<male>          (any task with labels; the text may be absent)
+    age+gender  hello world<adult><male>   (<adult><male> where the task asks for no transcript)
     chat        who are you<开始回答>a small model
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from osum_npu.tasks.task import CHAT_SEPARATOR, TASKS, Task
@@ -31,6 +33,8 @@ class Answer:
 
     text: str | None = None
     label: str | None = None
+    labels: Mapping[str, str] | None = None
+    """Of a combination: those that could be read, by the name of their task."""
     words: tuple[Word, ...] | None = None
     reply: str | None = None
     fault: str | None = None
@@ -38,10 +42,10 @@ class Answer:
 
 
 def missing(task: Task, utterance: Utterance) -> str:
-    """Say which label ``utterance`` lacks to serve as an example of ``task``; empty where it lacks none."""
-    if task.labels:
-        return "" if task.name in utterance.labels else f"no {task.name} label"
-    if not utterance.text:
+    """Say what ``utterance`` lacks to serve as an example of ``task``; empty where it lacks nothing."""
+    if absent := [choice.name for choice in task.choices if choice.name not in utterance.labels]:
+        return f"no {' and no '.join(absent)} label"
+    if not utterance.text and task.transcript and not task.labels:  # a single label needs none
         return "no transcript"
     if task.name == "timestamps" and not utterance.words:
         return "no word times"
@@ -68,12 +72,12 @@ def write(task: Task, utterance: Utterance, resolution: float = STAMP_SECONDS) -
     """
     if lack := missing(task, utterance):
         raise ValueError(f"utterance {utterance.key!r} cannot be an example of task {task.name!r}: {lack}")
-    text = normalize_text(utterance.text or "").strip()
+    text = normalize_text(utterance.text or "").strip() if task.transcript else ""
     if task.name == "timestamps":
         return "".join(f"{stamp(w.start, resolution)}{w.text}{stamp(w.end, resolution)}" for w in utterance.words or ())
     if task.name == "chat":
         return f"{text}{CHAT_SEPARATOR}{utterance.reply}"
-    return f"{text}<{utterance.labels[task.name]}>" if task.labels else text
+    return text + "".join(f"<{utterance.labels[choice.name]}>" for choice in task.choices)
 
 
 def spell(utterance: Utterance) -> str:
@@ -94,17 +98,31 @@ def read(task: Task, text: str) -> Answer:
         said, separator, reply = text.partition(CHAT_SEPARATOR)
         fault = None if separator else f"no {CHAT_SEPARATOR} in {text!r}"
         return Answer(text=_plain(said), reply=reply.strip() if separator else None, fault=fault)
-    if not task.labels:
-        return Answer(text=_plain(text))
-    mark = _MARK.search(text)
-    by_spelling = {label.lower(): label for label in task.labels}
-    label = by_spelling.get(mark.group(1).strip()) if mark else None
-    fault = None
-    if mark is None:
-        fault = f"no label in {text!r}"
-    elif label is None:
-        fault = f"<{mark.group(1)}> is no label of task {task.name!r}: {', '.join(task.labels)}"
-    return Answer(text=_plain(text), label=label, fault=fault)
+    transcript = _plain(text) if task.transcript else None
+    if not task.choices:
+        return Answer(text=transcript)
+    labels, faults = _read_labels(task, text)
+    fault = "; ".join(faults) or None
+    if task.parts:
+        return Answer(text=transcript, labels=labels, fault=fault)
+    return Answer(text=transcript, label=labels.get(task.name), fault=fault)
+
+
+def _read_labels(task: Task, text: str) -> tuple[dict[str, str], list[str]]:
+    """Take the first mark for the label of the first choice, and so on; case does not matter."""
+    marks = _MARK.findall(text)
+    if not marks:
+        return {}, [f"no label in {text!r}"]
+    labels, faults = {}, []
+    for choice, mark in itertools.zip_longest(task.choices, marks[: len(task.choices)]):
+        by_spelling = {label.lower(): label for label in choice.labels}
+        if mark is None:
+            faults.append(f"no {choice.name} label in {text!r}")
+        elif (label := by_spelling.get(mark.strip())) is None:
+            faults.append(f"<{mark}> is no label of task {choice.name!r}: {', '.join(choice.labels)}")
+        else:
+            labels[choice.name] = label
+    return labels, faults
 
 
 def _plain(text: str) -> str:

@@ -1,28 +1,90 @@
-"""Instructions given to the model, several wordings a task."""
+"""Instructions given to the model, several wordings a task: this project's own, or those of a file."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
 import yaml
 
-from osum_npu.tasks.task import TASKS, Task
+from osum_npu.tasks.task import COMBINATIONS, TASKS, Task, get_task
+from osum_npu.tasks.utterance import Utterance
+
+Prompts = Mapping[str, Sequence[str]]
+"""Wordings by task name."""
+
+NO_PROMPT = "<no_prompt>"
+"""A prompt that stands for none at all: the sequence then begins with the speech (ASLP-lab/OSUM, its data pipeline)."""
 
 
 @cache
-def prompts() -> dict[str, tuple[str, ...]]:
-    """Return the project's own wordings by task name, read from ``prompts.yaml``."""
+def prompts() -> Prompts:
+    """Return the project's own wordings, read from ``prompts.yaml``."""
     table = yaml.safe_load(files("osum_npu.tasks").joinpath("prompts.yaml").read_text("utf-8"))
-    return {name: tuple(table[name]) for name in TASKS}
+    return {name: tuple(table[name]) for name in (*TASKS, *COMBINATIONS)}
 
 
-def draw_prompt(task: Task, rng: random.Random) -> str:
-    """Draw one wording, for training."""
-    return rng.choice(prompts()[task.name])
+def read_prompts(path: str | Path | None) -> tuple[Prompts, str]:
+    """Read the wordings that a released checkpoint was trained with.
+
+    Args:
+        path: YAML that maps each tag string (``<TRANSCRIBE> <GENDER>``, with or without spaces) to a list of sentences,
+            as ASLP-lab/OSUM's prompt configuration does; names and codes of tasks serve too. ``None`` for no file.
+
+    Returns:
+        (own wordings, replaced where the file has others; a line that names the tags of no task, which are ignored, or
+        nothing).
+
+    Raises:
+        ValueError: the file cannot be read, or is of another form.
+    """
+    if path is None:
+        return prompts(), ""
+    wordings, unknown = dict(prompts()), []
+    for tag, sentences in _table(path).items():
+        try:
+            wordings[get_task(tag).name] = sentences
+        except ValueError:
+            unknown.append(tag)
+    return wordings, f"{path}: ignored, as of no task here: {', '.join(unknown)}" if unknown else ""
 
 
-def default_prompt(task: Task) -> str:
-    """Return the wording that inference uses."""
-    return prompts()[task.name][0]
+def draw_prompt(utterance: Utterance, task: Task, wordings: Prompts, rng: random.Random) -> str:
+    """Return the utterance's own instruction, or one of the task's drawn at random, for training; empty for none."""
+    return _written(utterance.prompt or rng.choice(wordings[task.name]))
+
+
+def first_prompt(utterance: Utterance, task: Task, wordings: Prompts) -> str:
+    """Return the utterance's own instruction, or the task's first, for inference; empty for none."""
+    return _written(utterance.prompt or wordings[task.name][0])
+
+
+def _written(prompt: str) -> str:
+    return "" if prompt == NO_PROMPT else prompt
+
+
+def _table(path: str | Path) -> dict[str, tuple[str, ...]]:
+    try:
+        table: Any = yaml.safe_load(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: the prompts cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: the prompts are no YAML in UTF-8: {' '.join(str(error).split())}") from error
+    if not isinstance(table, dict) or not table:
+        raise ValueError(f"{path}: wanted tags, each with a list of sentences: '<TRANSCRIBE>: [sentence, sentence]'")
+    faults = [
+        f"{tag}: {wordings!r:.60}"
+        for tag, wordings in table.items()
+        if not (isinstance(tag, str) and isinstance(wordings, list) and wordings and all(map(_is_sentence, wordings)))
+    ]
+    if faults:
+        raise ValueError(f"{path}: wanted a list of sentences for each tag, got {'; '.join(faults)}")
+    return {tag: tuple(wordings) for tag, wordings in table.items()}
+
+
+def _is_sentence(wording: object) -> bool:
+    return isinstance(wording, str) and bool(wording.strip())

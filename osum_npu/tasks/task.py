@@ -1,4 +1,4 @@
-"""The eight tasks of OSUM: their tags and their label sets.
+"""The eight tasks of OSUM and their combinations: tags and label sets.
 
 Tags, label spelling and case are those that released OSUM checkpoints were trained on
 (ASLP-lab/OSUM, OSUM/README.md and its prompt configuration).
@@ -21,6 +21,15 @@ class Task:
     """OSUM's tag string, with a space between two tags."""
     labels: tuple[str, ...] = ()
     """Classes of a task whose answer is one of a set; empty for the others."""
+    parts: tuple[Task, ...] = ()
+    """The tasks whose labels a combination asks for at once, in the order of the answer."""
+    transcript: bool = True
+    """Whether the transcript is asked for too."""
+
+    @property
+    def choices(self) -> tuple[Task, ...]:
+        """The tasks whose labels the answer holds, in its order: the parts, or the task itself; none without labels."""
+        return self.parts or ((self,) if self.labels else ())
 
 
 ASR = Task("asr", "ASR", "<TRANSCRIBE>")
@@ -49,6 +58,23 @@ CHAT = Task("chat", "STTC", "<TRANSCRIBE> <S2TCHAT>")
 
 TASKS: dict[str, Task] = {t.name: t for t in (ASR, TIMESTAMPS, EVENT, EMOTION, STYLE, GENDER, AGE, CHAT)}
 
+COMBINATIONS: dict[str, Task] = {
+    t.name: t
+    for t in (
+        Task("age+gender", "SAP+SGC", "<TRANSCRIBE> <AGE> <GENDER>", parts=(AGE, GENDER)),
+        Task("age+gender-only", "SAP+SGC-ONLY", "<AGE> <GENDER>", parts=(AGE, GENDER), transcript=False),
+        Task("style+age+gender", "SSR+SAP+SGC", "<TRANSCRIBE> <STYLE> <AGE> <GENDER>", parts=(STYLE, AGE, GENDER)),
+        Task(
+            "style+age+gender-only",
+            "SSR+SAP+SGC-ONLY",
+            "<STYLE> <AGE> <GENDER>",
+            parts=(STYLE, AGE, GENDER),
+            transcript=False,
+        ),
+    )
+}
+"""Several labels in one answer. The tags are OSUM's; it has no abbreviations for them, these are made of the parts'."""
+
 CHAT_SEPARATOR = "<开始回答>"
 """Stands between transcript and answer in the chat task."""
 
@@ -59,10 +85,11 @@ def get_task(name: str) -> Task:
     Raises:
         ValueError: no task is called that.
     """
-    if name in TASKS:
-        return TASKS[name]
+    known = {**TASKS, **COMBINATIONS}
+    if name in known:
+        return known[name]
     plain = name.upper().replace(" ", "")
-    for task in TASKS.values():
+    for task in known.values():
         if plain in (task.code, task.tag.replace(" ", "")):
             return task
-    raise ValueError(f"there is no task {name!r}; the tasks are {', '.join(TASKS)}")
+    raise ValueError(f"there is no task {name!r}; the tasks are {', '.join(known)}")

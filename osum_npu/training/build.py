@@ -15,8 +15,8 @@ from osum_npu.models.llm import load_llm
 from osum_npu.models.lora import add_lora
 from osum_npu.models.speech_llm import SpeechLLM, lora_fields, make_config
 from osum_npu.models.tokenizer import load_tokenizer, train_tokenizer
-from osum_npu.tasks import CHAT_SEPARATOR, TASKS, Utterance, normalize_text, prompts, split_words
-from osum_npu.tasks.answer import STAMP_SECONDS, stamp
+from osum_npu.tasks import CHAT_SEPARATOR, TASKS, Utterance, normalize_text, read_prompts, split_words
+from osum_npu.tasks.answer import stamp
 
 _CTC_WORDS = 1000
 """How many words have a class of their own at most; a whole word aligns sooner than its letters."""
@@ -44,7 +44,7 @@ def build(recipe: Recipe, utterances: Sequence[Utterance]) -> tuple[SpeechLLM, A
         llm_path, tokenizer = settings.llm.path, load_tokenizer(settings.llm.path)
         llm = load_llm(llm_path)
     else:
-        tokenizer = new_tokenizer(settings.llm, utterances)
+        tokenizer = new_tokenizer(settings.llm, utterances, _wordings(recipe), recipe.stamp_seconds)
         end = tokenizer.eos_token_id
         own = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
         llm_config = {**settings.llm.config, **own}
@@ -79,10 +79,20 @@ def spelling_units(utterances: Iterable[Utterance]) -> list[str]:
     return sorted(characters | frequent | marks)
 
 
-def new_tokenizer(settings: RandomLLM, utterances: Iterable[Utterance]) -> Any:
-    """Learn a tokenizer from transcripts, replies and prompts; labels and time stamps are one token each."""
+def _wordings(recipe: Recipe) -> list[str]:
+    """List the instructions of the eight tasks and of all others that the recipe trains."""
+    wordings, _ = read_prompts(recipe.prompts)
+    trained = [name for stage in recipe.stages for name in stage.tasks]
+    return [wording for name in dict.fromkeys([*TASKS, *trained]) for wording in wordings[name]]
+
+
+def new_tokenizer(
+    settings: RandomLLM, utterances: Iterable[Utterance], wordings: Iterable[str], stamp_seconds: float
+) -> Any:
+    """Learn a tokenizer from transcripts, replies and instructions; labels and time stamps are one token each."""
     texts = [text for u in utterances for text in (u.text, u.reply, u.prompt) if text]
-    texts += [wording for wordings in prompts().values() for wording in wordings]
+    texts += wordings
     labels = [f"<{label}>" for task in TASKS.values() for label in task.labels]
-    stamps = [stamp(i * STAMP_SECONDS) for i in range(round(settings.longest_stamp / STAMP_SECONDS) + 1)]
+    count = round(settings.longest_stamp / stamp_seconds) + 1
+    stamps = [stamp(i * stamp_seconds, stamp_seconds) for i in range(count)]
     return train_tokenizer(texts, [*dict.fromkeys(labels), CHAT_SEPARATOR, *stamps], settings.vocabulary)

@@ -8,6 +8,7 @@ from osum_npu.config import Recipe, dump_recipe
 
 def model_card(recipe: Recipe) -> str:
     """Write ``README.md`` of a model directory: what it is, how to use it, how it was made."""
+    wording = f" --prompts {recipe.prompts}" if recipe.prompts is not None else ""
     tasks = sorted({task for stage in recipe.stages for task in stage.tasks})
     return f"""---
 library_name: osum-npu
@@ -20,7 +21,7 @@ tags: [speech, speech-llm]
 Trained by osum-npu {__version__} for: {", ".join(tasks)}.
 
 ```sh
-osum-npu infer --model THIS_FOLDER --tasks {",".join(tasks)} recording.wav
+osum-npu infer --model THIS_FOLDER --tasks {",".join(tasks)}{wording} recording.wav
 ```
 
 ## Recipe

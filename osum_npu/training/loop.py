@@ -23,6 +23,7 @@ from osum_npu.data.sources import read_source
 from osum_npu.files import write_text
 from osum_npu.models.layout import lay_out
 from osum_npu.models.speech_llm import SpeechLLM, SpeechLLMOutput
+from osum_npu.tasks import read_prompts
 from osum_npu.training.build import build
 from osum_npu.training.card import model_card
 from osum_npu.training.log import Log, Silence
@@ -75,6 +76,7 @@ class _Run:
         self.device = self.backend.activate()
         self.ranks = Ranks(launch.read(), self.backend.collective, self.device)
         self.dtype = _DTYPES.get(recipe.precision, self.backend.dtypes[0])
+        self.wordings, self.ignored_prompts = read_prompts(recipe.prompts)
         self.skipped: list[str] = []
         self.train_sources = self._read(recipe.data.train)
         self.dev_sources = self._read(recipe.data.dev)
@@ -100,6 +102,8 @@ class _Run:
             self.skipped = [*self._named(), *self.skipped]
         self.log = Log(self.out, recipe.steps, progress.step) if self.ranks.leads else Silence()
         self._report_skipped()
+        if self.ignored_prompts:
+            self.log.say(self.ignored_prompts)
         devices = f"{self.device}" if self.ranks.size == 1 else f"{self.ranks.size} × {self.device.type}"
         self.log.say(f"{devices}, {str(self.dtype).removeprefix('torch.')}, {_millions(self.model)} parameters")
         try:
@@ -203,6 +207,8 @@ class _Run:
             seed=self.recipe.seed,
             spec_augment=stage.spec_augment if augment else None,
             max_seconds=min(self.recipe.data.max_seconds, self.model.encoder.config.max_seconds),
+            wordings=self.wordings,
+            stamp_seconds=self.recipe.stamp_seconds,
         )
 
     def _backward(self, stage: Stage, step: Step) -> dict[str, Tensor]:

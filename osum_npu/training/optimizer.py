@@ -111,12 +111,10 @@ def _is_hidden(name: str) -> bool:
 def schedule(stage: Stage, step: int) -> float:
     """Return the factor on the learning rates at a step of the stage, counted from 0."""
     warm = stage.warmup_steps
+    if stage.schedule == "inverse_sqrt":
+        done = max(step, 1)  # the original gives its first step the rate of the second one too
+        return min(done / max(warm, 1), math.sqrt(max(warm, 1) / done))
     if step < warm:
         return (step + 1) / warm
     left = (stage.steps - step) / max(1, stage.steps - warm)
-    return {
-        "constant": 1.0,
-        "linear": left,
-        "cosine": 0.5 * (1 - math.cos(math.pi * left)),
-        "inverse_sqrt": math.sqrt(max(warm, 1) / max(step + 1, 1)),
-    }[stage.schedule]
+    return {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[stage.schedule]

@@ -108,6 +108,19 @@ def test_words_that_make_no_command_end_with_2(words, capsys):
     [
         (["infer", "--model", "nowhere", "--tasks", "sing", "a.wav"], "there is no task 'sing'; the tasks are asr"),
         (["infer", "--model", "nowhere", "a.jsonl"], "cannot read the manifest a.jsonl"),
+        (
+            ["infer", "--model", "nowhere", "--decoding", "best", "a.wav"],
+            "there is no decoding 'best'; there are greedy",
+        ),
+        (
+            ["infer", "--model", "nowhere", "--prompts", "p.yaml", "a.wav"],
+            "p.yaml: the prompts cannot be read: No such",
+        ),
+        (["infer", "--model", "nowhere", "--prompt", " ", "a.wav"], "--prompt is empty; <no_prompt> asks without"),
+        (
+            ["infer", "--model", "m", "--tasks", "asr,age", "--prompt", "who?", "a.wav"],
+            "answers to 2: asr, age; name one",
+        ),
         (["eval", "--model", "nowhere", "--data", "a.jsonl", "--out", "o"], "cannot read the manifest a.jsonl"),
         (["train", "nowhere.yaml"], "nowhere.yaml: cannot be read: No such file"),
         (["train", "out=a"], "is missing"),
@@ -288,6 +301,38 @@ def test_infer_on_files_a_folder_and_a_manifest(finished, corpus, folder, tmp_pa
     assert lines[4]["wav"] == rows[0]["wav"]
 
 
+def test_infer_asks_in_the_words_of_a_file(finished, folder, tmp_path, capsys):
+    path = tmp_path / "prompts.yaml"
+    path.write_text("<TRANSCRIBE><AGE><GENDER>: [do re mi]\n<S2S>: [a]\n", "utf-8")
+    words = ["--tasks", "<TRANSCRIBE><AGE><GENDER>", "--prompts", path, folder]
+    status, lines, err = run_infer(finished, capsys, *words)
+    assert (status, err) == (0, f"{path}: ignored, as of no task here: <S2S>\n")
+    own = run_infer(finished, capsys, "--tasks", "age+gender", "--prompt", "do re mi", folder)
+    assert lines == own[1]
+    for line in lines:
+        assert list(line["results"]) == ["age+gender"]
+        assert {"text", "labels"} <= line["results"]["age+gender"].keys()
+
+
+def test_infer_asks_an_instruction_of_ones_own_where_a_row_brings_none(finished, folder, tmp_path, capsys):
+    manifest = tmp_path / "own.jsonl"
+    rows = [{"key": "a", "wav": "sounds/b.wav"}, {"key": "b", "wav": "sounds/b.wav", "prompt": "so la"}]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [line["results"] for line in run_infer(finished, capsys, "--prompt", "do re mi", manifest)[1]]
+    for prompt, row in (("do re mi", asked[0]), ("so la", asked[1])):
+        (line,) = run_infer(finished, capsys, "--prompt", prompt, folder / "b.wav")[1]
+        assert line["results"] == row
+    assert run_infer(finished, capsys, "--prompt", "<no_prompt>", folder / "b.wav")[0] == 0
+
+
+@pytest.mark.parametrize("decoding", ["beam", "osum", "osum-echat"])
+def test_infer_by_every_decoding_is_repeated_by_its_seed(finished, folder, capsys, decoding):
+    words = ["--tasks", "asr,gender", "--decoding", decoding, "--seed", "3", folder]
+    first = run_infer(finished, capsys, *words)
+    assert first[0] == 0
+    assert run_infer(finished, capsys, *words) == first
+
+
 def test_infer_names_what_it_cannot_use_and_answers_the_rest(finished, folder, tmp_path, capsys):
     (folder / "broken.wav").write_text("no sound")
     soundfile.write(folder / "long.wav", 0.1 * np.ones(16000 * 5), 16000)
@@ -349,8 +394,8 @@ def test_eval_writes_scores_by_task_and_a_page(finished, corpus, tmp_path, capsy
     manifest, out = tmp_path / "test.jsonl", tmp_path / "out"
     broken = {**rows[0], "key": "broken", "wav": "gone.wav"}
     manifest.write_text("".join(json.dumps(row) + "\n" for row in [broken, *rows, {"key": "k"}]))
-    tasks = ["asr", "gender", "timestamps", "chat"]
-    words = ["--data", manifest, "--tasks", ",".join(tasks), "--limit", "5", "--out", out]
+    tasks = ["asr", "gender", "timestamps", "chat", "age+gender", "style+age+gender-only"]
+    words = ["--data", manifest, "--tasks", ",".join(tasks), "--limit", "5", "--out", out, "--decoding", "beam"]
     assert main(["eval", "--model", str(finished / "model"), *map(str, words)]) == 0
     said = capsys.readouterr().out
     report = json.loads((out / "report.json").read_text("utf-8"), parse_constant=pytest.fail)
@@ -364,6 +409,8 @@ def test_eval_writes_scores_by_task_and_a_page(finished, corpus, tmp_path, capsy
     assert wer is None or wer >= 0
     assert report["tasks"]["asr"]["failed"] == 1  # a recording that is not there counts as an error
     assert report["tasks"]["gender"]["accuracy"] <= 0.8
+    assert report["tasks"]["age+gender"]["accuracy"] <= report["tasks"]["age+gender"]["gender_accuracy"]
+    assert report["facts"]["decoding"] == "beam"
     assert "gone.wav" in said
     assert f"{manifest}:{len(rows) + 2}: k: no wav" in said
     page = (out / "report.html").read_text("utf-8")

@@ -1,5 +1,6 @@
 """Batches: what is drawn belongs to the utterance, and a broken file costs itself alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from osum_npu.audio.read import read_audio
 from osum_npu.data.collate import Collator
 from osum_npu.data.plan import Example
 from osum_npu.models.tokenizer import train_tokenizer
-from osum_npu.tasks import CHAT_SEPARATOR, TASKS, Utterance, normalize_text, prompts, write
+from osum_npu.tasks import CHAT_SEPARATOR, TASKS, Utterance, Word, normalize_text, prompts, write
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,27 @@ def test_draws_follow_from_seed_epoch_and_key_alone(tokenizer, examples):
 def test_every_wording_is_drawn_in_the_long_run(tokenizer, examples):
     seen = {tuple(collator(tokenizer)(examples[:1], epoch).prompts[0]) for epoch in range(60)}
     assert len(seen) == len(prompts()["gender"])
+
+
+def test_other_wordings_are_drawn_and_no_prompt_is_none(tokenizer, examples):
+    wordings = {**prompts(), "gender": ("say hello", "say world"), "chat": ("<no_prompt>",)}
+    seen = set()
+    for epoch in range(20):
+        for example, prompt in zip(
+            examples, collator(tokenizer, wordings=wordings)(examples, epoch).prompts, strict=True
+        ):
+            if example.tasks == (TASKS["chat"],):
+                assert prompt == []
+            elif example.utterance.prompt is None:
+                seen.add(tokenizer.decode(prompt).strip())
+    assert seen == {"say hello", "say world"}
+
+
+def test_word_times_are_written_at_the_resolution_wanted(tokenizer, examples):
+    row = replace(examples[1].utterance, words=(Word("hello", 0.12, 0.48),))
+    for seconds, written in ((0.02, "<0.12>hello<0.48>"), (0.1, "<0.1>hello<0.5>")):
+        batch = collator(tokenizer, stamp_seconds=seconds)([Example(row, (TASKS["timestamps"],))], 0)
+        assert normalize_text(tokenizer.decode(batch.answers[0][:-1])).strip() == written
 
 
 def test_without_augmentation_nothing_is_hidden(tokenizer, examples):

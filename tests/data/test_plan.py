@@ -236,3 +236,15 @@ def test_as_many_different_questions_as_an_utterance_can_serve(sources, question
     for example in (example for step in steps for example in step):
         assert len(set(example.tasks)) == len(example.tasks)
         assert len(example.tasks) == min(questions, len(servable(example.utterance, tasks)))
+
+
+def test_combinations_are_drawn_by_weight_among_the_rows_with_all_their_labels():
+    both, one = utterance("both", 2.0, ("asr", "gender", "age")), utterance("one", 2.0, ("asr", "gender"))
+    silent = utterance("silent", 2.0, ("gender", "age"))
+    tasks = {"asr": 1.0, "age+gender": 3.0, "age+gender-only": 1.0}
+    able = {row.key: [task.name for task in servable(row, tasks)] for row in (both, one, silent)}
+    assert able == {"both": list(tasks), "one": ["asr"], "silent": ["age+gender-only"]}
+    steps = plan_epoch([WeightedSource([both], 1000)], tasks, batch_seconds=20, seed=0, epoch=0)
+    drawn = Counter(task.name for step in steps for example in step for task in example.tasks)
+    assert drawn["age+gender"] / 1000 == pytest.approx(0.6, abs=0.06)
+    assert drawn["age+gender-only"] / 1000 == pytest.approx(0.2, abs=0.06)

@@ -16,7 +16,7 @@ from osum_npu.evaluation.difference import differences
 from osum_npu.evaluation.figures import POINTS, learning_curves, spectrogram
 from osum_npu.evaluation.metrics import score
 from osum_npu.evaluation.report import Example, format_table, write_report
-from osum_npu.tasks import TASKS, Utterance, Word, read
+from osum_npu.tasks import COMBINATIONS, TASKS, Utterance, Word, read
 
 NOTHING = {"scores": {}, "examples": [], "curves": [], "facts": {}, "skipped": []}
 
@@ -106,9 +106,23 @@ def test_an_empty_score_set_has_a_page(tmp_path):
 
 
 def test_scores_without_a_defined_metric_are_shown_as_dashes(tmp_path):
-    scores = {name: score(task, []) for name, task in TASKS.items()}
+    scores = {name: score(task, []) for name, task in {**TASKS, **COMBINATIONS}.items()}
     Page(write_report(tmp_path, title="t", **NOTHING | {"scores": scores}).read_text("utf-8"))
     assert all("–" in line for line in format_table(scores).splitlines()[1:])
+
+
+def test_a_combination_shows_each_of_its_labels(tmp_path):
+    task = COMBINATIONS["age+gender"]
+    truth = Utterance(key="u", wav="u.wav", text="hi", lang="en", labels={"age": "old", "gender": "male"})
+    scores = {task.name: score(task, [(truth, read(task, f"hi{said}")) for said in ("<old><male>", "<old><female>")])}
+    page = Page(write_report(tmp_path, title="t", **NOTHING | {"scores": scores}).read_text("utf-8"))
+    assert "age+gender: age" in page.text
+    assert "age+gender: gender" in page.text
+    lines = [line.split("  ") for line in format_table(scores).splitlines()[1:]]
+    shown = [" ".join(word.strip() for word in line if word.strip()) for line in lines]
+    assert [line.split(" ↑ ")[0] for line in shown] == ["age+gender accuracy", "age accuracy", "gender accuracy"]
+    assert ["50.00 %" in shown[0], "100.00 %" in shown[1], "50.00 %" in shown[2]] == [True] * 3
+    assert "transcript WER 0.00 %" in shown[0]
 
 
 def test_what_a_model_says_is_never_markup(tmp_path):

@@ -5,58 +5,22 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from torch import nn
+from loud import LONGEST, TOKENIZER, make
 
 from osum_npu import backend
-from osum_npu.checkpoints.model_directory import save_model
-from osum_npu.inference import engine as module
+from osum_npu.checkpoints.model_directory import end_ids, save_model
+from osum_npu.inference.decoding import DECODINGS, Decoding
 from osum_npu.inference.engine import Engine
-from osum_npu.models.adapters import OsumAdapterConfig
-from osum_npu.models.speech_llm import SpeechLLM, make_config
-from osum_npu.models.tokenizer import train_tokenizer
-from osum_npu.models.whisper import WhisperEncoderConfig
-from osum_npu.tasks import TASKS, Utterance, default_prompt, read
+from osum_npu.tasks import COMBINATIONS, TASKS, Utterance, prompts, read
 
 ASR, GENDER = TASKS["asr"], TASKS["gender"]
-TEXTS = ["one two three four five six seven eight nine ten", "red green blue", "north south east west", "今天天气很好"]
-TOKENIZER = train_tokenizer(TEXTS * 2, ["<male>", "<female>", "<0.10>", "<0.42>"], 380)
-LONGEST = 2.0
-
-
-def make():
-    """A small model with loud weights, so that what it says depends on what it hears, and on what it is asked."""
-    torch.manual_seed(0)
-    llm = {
-        "model_type": "qwen2",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": len(TOKENIZER),
-        "tie_word_embeddings": False,
-    }
-    encoder = WhisperEncoderConfig(width=32, layers=1, heads=2, max_frames=round(50 * LONGEST))
-    adapter = OsumAdapterConfig(layers=1, heads=2, feed_forward=48, max_positions=30)
-    model = SpeechLLM(make_config(encoder, adapter, llm, None))
-    torch.manual_seed(0)  # once more, so that these weights do not hang on what the constructors drew
-    for name, parameter in model.named_parameters():
-        norm = parameter.ndim == 1 and name.endswith("weight")
-        deviation = 0.1 if parameter.ndim == 1 else 1.5 * parameter[0].numel() ** -0.5
-        nn.init.normal_(parameter, mean=float(norm), std=deviation)
-    with torch.no_grad():
-        model.llm.lm_head.weight[TOKENIZER.eos_token_id] *= 2  # some answers end early
-    return model
-
-
-@pytest.fixture(autouse=True)
-def short_answers(monkeypatch):
-    monkeypatch.setitem(module.GREEDY, "max_new_tokens", 12)
+CPU = torch.device("cpu")
+SHORT = Decoding(max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
 def engine():
-    return Engine(make(), TOKENIZER, torch.device("cpu"), batch_seconds=20.0)
+    return Engine(make(), TOKENIZER, CPU, batch_seconds=20.0, decoding=SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +58,14 @@ def test_a_hundred_at_once_answer_as_one_by_one(engine, utterances):
 @pytest.mark.parametrize("known", [True, False], ids=["lengths known", "lengths unknown"])
 def test_answers_do_not_depend_on_the_batches(engine, utterances, batch_seconds, known):
     some = utterances[:40] if known else [Utterance(key=u.key, wav=u.wav) for u in utterances[:40]]
-    other = Engine(engine.model, TOKENIZER, torch.device("cpu"), batch_seconds=batch_seconds)
+    other = Engine(engine.model, TOKENIZER, CPU, batch_seconds=batch_seconds, decoding=SHORT)
     raw = [result.raw for result in other.answer(some, [ASR])]
     assert raw == [result.raw for result in engine.answer(utterances[:40], [ASR])]
 
 
 @pytest.mark.parametrize("limit", [3.0, 10.0])
 def test_no_batch_is_larger_than_asked_for(engine, utterances, limit):
-    other, shapes = Engine(engine.model, TOKENIZER, torch.device("cpu"), batch_seconds=limit), []
+    other, shapes = Engine(engine.model, TOKENIZER, CPU, batch_seconds=limit), []
     handle = engine.model.encoder.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
     list(other.answer(utterances, []))
     handle.remove()
@@ -179,7 +143,27 @@ def test_a_row_s_own_prompt_is_used(engine, utterances):
         rows = [Utterance(key=u.key, wav=u.wav, prompt=prompt) for u in utterances[:10]]
         return [result.raw["gender"] for result in engine.answer(rows, [GENDER])]
 
-    assert ask(None) == ask(default_prompt(GENDER)) != ask("north south?")
+    assert ask(None) == ask(prompts()["gender"][0]) != ask("north south?")
+
+
+def test_other_wordings_are_asked_and_no_prompt_is_none(engine, utterances):
+    def said(wordings):
+        other = Engine(engine.model, TOKENIZER, CPU, decoding=SHORT, wordings={**prompts(), "gender": wordings})
+        return [result.raw["gender"] for result in other.answer(utterances[:10], [GENDER])]
+
+    def asked(prompt):
+        rows = [Utterance(key=u.key, wav=u.wav, prompt=prompt) for u in utterances[:10]]
+        return [result.raw["asr"] for result in engine.answer(rows, [ASR])]
+
+    assert said(("north south?", "red")) == asked("north south?") != said(prompts()["gender"])
+    assert said(("<no_prompt>",)) == asked("<no_prompt>") != asked("north south?")
+
+
+def test_combinations_are_answered_with_labels_by_task(engine, utterances):
+    task = COMBINATIONS["age+gender"]
+    (result,) = engine.answer(utterances[:1], [task])
+    assert result.answers["age+gender"] == read(task, result.raw["age+gender"])
+    assert {"text", "labels"} <= result.as_json()["results"]["age+gender"].keys()
 
 
 def test_a_span_of_a_file_is_answered_as_a_file_of_its_own(engine, tmp_path):
@@ -195,7 +179,7 @@ def test_a_span_of_a_file_is_answered_as_a_file_of_its_own(engine, tmp_path):
 def test_a_model_directory_is_loaded_onto_the_chosen_backend(engine, utterances, tmp_path, monkeypatch):
     monkeypatch.setenv("OSUM_BACKEND", "cpu")
     save_model(make(), TOKENIZER, tmp_path / "model", "")
-    loaded = Engine.load(tmp_path / "model")
+    loaded = Engine.load(tmp_path / "model", decoding=SHORT)
     assert loaded.longest == LONGEST
     assert not loaded.model.training
     raw = [result.raw for result in loaded.answer(utterances[:20], [ASR])]
@@ -216,3 +200,54 @@ def test_in_half_precision_the_positions_stay_exact(tmp_path, monkeypatch):
     sound = 0.1 * torch.randn(1, 60, 80, dtype=torch.bfloat16)
     said = halved.generate(sound, torch.tensor([60]), [[1, 2]], max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert said.shape == (1, 3)
+
+
+def test_answers_end_where_the_generation_settings_of_the_model_say(utterances, tmp_path, monkeypatch):
+    monkeypatch.setenv("OSUM_BACKEND", "cpu")
+    folder = tmp_path / "model"
+    save_model(make(), TOKENIZER, folder, "")
+    assert end_ids(folder) == [TOKENIZER.eos_token_id]
+    settings = json.loads((folder / "generation_config.json").read_text("utf-8"))
+    settings["eos_token_id"] = list(range(len(TOKENIZER)))
+    (folder / "generation_config.json").write_text(json.dumps(settings), "utf-8")
+    loaded = Engine.load(folder)
+    assert loaded.ends == settings["eos_token_id"]
+    assert [result.raw["asr"] for result in loaded.answer(utterances[:5], [ASR])] == [""] * 5
+    (folder / "generation_config.json").write_text("{", "utf-8")
+    with pytest.raises(ValueError, match=r"generation_config\.json is damaged"):
+        Engine.load(folder)
+    (folder / "generation_config.json").unlink()
+    assert end_ids(folder) is None
+    assert Engine.load(folder).ends == [TOKENIZER.eos_token_id]
+
+
+def test_settings_that_an_llm_brings_along_decide_nothing(engine, utterances):
+    model = make()
+    model.llm.generation_config.repetition_penalty = 5.0
+    model.llm.generation_config.do_sample = True
+    other = Engine(model, TOKENIZER, CPU, decoding=SHORT)
+    raw = [result.raw for result in other.answer(utterances[:20], [ASR])]
+    assert raw == [result.raw for result in engine.answer(utterances[:20], [ASR])]
+
+
+@pytest.mark.parametrize("name", ["beam", "osum-echat"])  # greedy is that of all other tests
+def test_no_decoding_depends_on_the_batch(engine, utterances, name):
+    def raw(batch_seconds, seed=0):
+        decoding = replace(DECODINGS[name], max_new_tokens=12)
+        other = Engine(engine.model, TOKENIZER, CPU, batch_seconds=batch_seconds, decoding=decoding, seed=seed)
+        return [result.raw for result in other.answer(utterances[:12], [ASR, GENDER])]
+
+    assert raw(1.0) == raw(100.0)
+    assert (raw(100.0) == raw(100.0, seed=1)) == (not DECODINGS[name].sample)
+
+
+def test_drawing_with_beams_is_repeated_by_the_same_seed_and_the_same_batches(engine, utterances):
+    def raw(seed):
+        decoding = replace(DECODINGS["osum"], max_new_tokens=12)
+        other = Engine(engine.model, TOKENIZER, CPU, decoding=decoding, seed=seed)
+        return [result.raw for result in other.answer(utterances[:12], [ASR])]
+
+    torch.manual_seed(1)
+    first = raw(0)
+    torch.manual_seed(2)
+    assert raw(0) == first != raw(1)

@@ -1,15 +1,12 @@
-"""Tags, codes, label sets, prompts and text rules are those of OSUM."""
+"""Tags, codes, label sets and text rules are those of OSUM."""
 
-import json
-import random
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osum_npu.tasks import HAN, TASKS, default_prompt, draw_prompt, get_task, normalize_text, prompts
+from osum_npu.tasks import COMBINATIONS, HAN, TASKS, get_task, normalize_text
 
 # OSUM's own table (ASLP-lab/OSUM, OSUM/README.md): code, tags, labels.
 TABLE = {
@@ -26,7 +23,13 @@ TABLE = {
     "age": ("SAP", "<TRANSCRIBE> <AGE>", "child, adult, old"),
     "chat": ("STTC", "<TRANSCRIBE> <S2TCHAT>", ""),
 }
-VECTORS = json.loads(Path(__file__).with_name("process_text.json").read_text("utf-8"))["samples"]
+# OSUM's four combinations (ASLP-lab/OSUM, its prompt configuration): tags, labels in the order of the answer.
+COMBINED = {
+    "age+gender": ("<TRANSCRIBE> <AGE> <GENDER>", "age, gender"),
+    "age+gender-only": ("<AGE> <GENDER>", "age, gender"),
+    "style+age+gender": ("<TRANSCRIBE> <STYLE> <AGE> <GENDER>", "style, age, gender"),
+    "style+age+gender-only": ("<STYLE> <AGE> <GENDER>", "style, age, gender"),
+}
 
 
 def test_the_tasks_are_those_of_osum():
@@ -34,22 +37,29 @@ def test_the_tasks_are_those_of_osum():
     assert all(name == task.name for name, task in TASKS.items())
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_a_task_by_name_code_and_tag(name):
-    task = TASKS[name]
-    for word in (name, task.code, task.code.lower(), task.tag, task.tag.replace(" ", ""), task.tag.lower()):
+def test_the_combinations_are_those_of_osum():
+    assert {t.name: (t.tag, ", ".join(part.name for part in t.parts)) for t in COMBINATIONS.values()} == COMBINED
+    for name, task in COMBINATIONS.items():
+        assert name == task.name
+        assert task.transcript == ("<TRANSCRIBE>" in task.tag)
+        assert task.choices == task.parts
+        assert all(TASKS[part.name] is part for part in task.parts)
+        assert "".join(task.tag.split()[task.transcript :]) == "".join(part.tag.split()[1] for part in task.parts)
+    assert [task.choices for task in TASKS.values()] == [(task,) if task.labels else () for task in TASKS.values()]
+
+
+@pytest.mark.parametrize("task", [*TASKS.values(), *COMBINATIONS.values()], ids=lambda task: task.name)
+def test_a_task_by_name_code_and_tag(task):
+    for word in (task.name, task.code, task.code.lower(), task.tag, task.tag.replace(" ", ""), task.tag.lower()):
         assert get_task(word) is task
 
 
-@pytest.mark.parametrize("name", ["", "ASR ASR", "<ALIGN>", "sing", "<TRANSCRIBE> <AGE> <GENDER>"])
+@pytest.mark.parametrize("name", ["", "ASR ASR", "<ALIGN>", "sing", "<TRANSCRIBE> <GENDER> <AGE>", "age+gender-"])
 def test_an_unknown_task_lists_the_known_ones(name):
-    with pytest.raises(ValueError, match=f"no task {re.escape(repr(name))}; the tasks are asr, timestamps, .*chat"):
+    with pytest.raises(
+        ValueError, match=f"no task {re.escape(repr(name))}; the tasks are asr, timestamps, .*chat, age"
+    ):
         get_task(name)
-
-
-@pytest.mark.parametrize(("text", "written"), VECTORS)
-def test_text_is_normalised_as_by_the_original(text, written):
-    assert normalize_text(text) == written
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("<> 你A\t")))
@@ -57,27 +67,3 @@ def test_normalising_again_changes_nothing(text):
     once = normalize_text(text)
     assert normalize_text(once) == once
     assert not re.search(rf"\s[{HAN}<>]|[{HAN}<>]\s", once)
-
-
-# -- prompts
-
-
-def test_every_task_is_asked_for_in_both_languages_and_in_words_of_its_own():
-    assert list(prompts()) == list(TASKS)
-    for wordings in prompts().values():
-        chinese = [bool(re.search(f"[{HAN}]", wording)) for wording in wordings]
-        assert any(chinese)
-        assert not all(chinese)
-        assert all(wording == wording.strip() and "<" not in wording for wording in wordings)
-    everything = [wording.lower() for wordings in prompts().values() for wording in wordings]
-    assert len(set(everything)) == len(everything)
-
-
-def test_prompts_are_drawn_from_all_wordings_by_the_generator_alone():
-    for task in TASKS.values():
-        rng = random.Random(5)
-        drawn = [draw_prompt(task, rng) for _ in range(200)]
-        assert set(drawn) == set(prompts()[task.name])
-        rng = random.Random(5)
-        assert drawn == [draw_prompt(task, rng) for _ in range(200)]
-        assert default_prompt(task) in prompts()[task.name]
