@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from osum_npu.models.speech_llm import SpeechLLM
+from osum_npu.models.whisper_encoder_decoder import WhisperEncoderDecoder
 
 MAX_NEW_TOKENS = 200
 """Longest answer that generation makes unless told otherwise."""
 
 
-def save_model(model: SpeechLLM, tokenizer: Any, folder: Path, card: str) -> None:
+def save_model(model: SpeechLLM | WhisperEncoderDecoder, tokenizer: Any, folder: Path, card: str) -> None:
     """Write a model directory; it appears whole or not at all, and replaces an older one.
 
     Args:
-        model: what is saved.
-        tokenizer: of its LLM.
+        model: what is saved; a whole Whisper becomes a folder of transformers.
+        tokenizer: of its LLM or decoder.
         folder: to write.
         card: text of ``README.md``.
     """
@@ -29,11 +30,12 @@ def save_model(model: SpeechLLM, tokenizer: Any, folder: Path, card: str) -> Non
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
-    end = tokenizer.eos_token_id
-    generation = GenerationConfig(
-        eos_token_id=end, pad_token_id=tokenizer.pad_token_id or end, max_new_tokens=MAX_NEW_TOKENS, do_sample=False
-    )
-    generation.save_pretrained(temporary)
+    if isinstance(model, SpeechLLM):  # a Whisper has written its own
+        end = tokenizer.eos_token_id
+        generation = GenerationConfig(
+            eos_token_id=end, pad_token_id=tokenizer.pad_token_id or end, max_new_tokens=MAX_NEW_TOKENS, do_sample=False
+        )
+        generation.save_pretrained(temporary)
     features = {
         "feature_extractor_type": "WhisperFeatureExtractor",
         "feature_size": model.encoder.config.n_mels,

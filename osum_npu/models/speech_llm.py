@@ -116,6 +116,18 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         """Return how many speech embeddings come of ``frames`` mel frames."""
         return self.adapter.length(self.encoder.length(frames))
 
+    def layout(
+        self, frames: Sequence[int], prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+    ) -> Layout:
+        """Arrange a batch to learn from.
+
+        Args:
+            frames: mel frames of each utterance.
+            prompts: token ids of each instruction.
+            answers: token ids of each answer, end mark included.
+        """
+        return lay_out(prompts, [self.speech_length(n) for n in frames], answers)
+
     def embed(self, speech_BEH: Tensor, layout: Layout) -> Tensor:
         """Build the LLM's input ``[B, L, H]``, for training and inference alike.
 
@@ -263,6 +275,11 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         except OSError as error:
             raise ValueError(f"{name_or_path} is no model directory, nor a model on a hub: {error}") from error
         config.llm_path = settings.pop("llm_path", config.llm_path)
+        if not config.llm and config.llm_path is None:
+            raise ValueError(
+                f"{name_or_path} is no model directory of this project: its config.json names no LLM (a recipe can "
+                "take a Whisper's encoder, as model.encoder_weights)"
+            )
         model = cls(config, load_llm(config.llm_path) if config.llm_path else None)
         state = _weights(name_or_path, "model.safetensors", settings)
         if config.lora is not None:

@@ -133,3 +133,20 @@ def test_a_batch_may_be_left_empty(tokenizer, tmp_path):
         batch = collator(tokenizer)(examples, epoch=0)
         assert (batch.examples, batch.answers, batch.seconds, batch.label_count) == ([], [], 0, 0)
         assert len(batch.skipped) == len(examples)
+
+
+def test_an_answer_that_is_too_long_is_named(tokenizer, examples):
+    whole = collator(tokenizer)(examples, epoch=0)
+    lengths = {e.utterance.key: len(answer) - 1 for e, answer in zip(whole.examples, whole.answers)}
+    limit = sorted(lengths.values())[3]
+    batch = collator(tokenizer, max_answer_tokens=limit)(examples, epoch=0)
+    assert batch.skipped == [
+        f"{key}: its answer has {length} tokens, more than the allowed {limit}"
+        for key, length in lengths.items()
+        if length > limit
+    ]
+    assert 0 < len(batch.skipped) < 6
+    kept = [i for i, example in enumerate(whole.examples) if example in batch.examples]
+    assert [whole.prompts[i] for i in kept] == batch.prompts
+    assert [whole.answers[i] for i in kept] == batch.answers
+    assert {key: drawn(whole)[key] for key in drawn(batch)} == drawn(batch)
