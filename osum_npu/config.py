@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -24,8 +24,10 @@ from osum_npu.strict import STRICT
 from osum_npu.tasks import get_task, read_prompts
 from osum_npu.tasks.answer import STAMP_SECONDS
 
-Part = Literal["encoder", "adapter", "llm", "lora", "ctc"]
-"""What a stage can train. The speech marks belong to the adapter."""
+Part = Literal["encoder", "adapter", "llm", "lora", "ctc", "decoder"]
+"""What a stage can train. The speech marks belong to the adapter; the decoder is that of a whole Whisper."""
+WHISPER_PARTS: tuple[Part, ...] = ("encoder", "decoder")
+"""What a whole Whisper has of these."""
 
 
 def _task_name(name: object) -> object:
@@ -72,6 +74,12 @@ class NewModel:
             raise ValueError(
                 f"encoder.width {self.encoder.width} is not divisible by adapter.heads {self.adapter.heads}"
             )
+        longest = self.adapter.length(self.encoder.max_frames)
+        if longest > self.adapter.max_positions:
+            raise ValueError(
+                f"adapter.max_positions {self.adapter.max_positions} is less than the {longest} speech embeddings that "
+                f"encoder.max_frames {self.encoder.max_frames} can make"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -81,6 +89,22 @@ class SavedModel:
     kind: Literal["saved"]
     path: str = Field(description="the directory")
     lora: LoraSettings | None = Field(default=None, description="low-rank updates of the LLM to add, where it has none")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class WhisperModel:
+    """A whole Whisper, encoder and decoder, taught the tasks without an LLM: OSUM's first stage."""
+
+    kind: Literal["whisper"]
+    path: str | None = Field(default=None, description="folder of Hugging Face's form, or name on a hub")
+    config: dict[str, Any] | None = Field(
+        default=None, description="instead of path: sizes of one with random weights and a tokenizer of its own"
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout of encoder and decoder, in training")
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.config is None):
+            raise ValueError("wanted either path or config, the other null")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -100,6 +124,9 @@ class Data:
     train: dict[str, Source] = Field(min_length=1, description="sources by name")
     dev: dict[str, Source] = Field(default_factory=dict, description="for the loss measured during training")
     max_seconds: float = Field(default=30.0, gt=0, description="longer utterances are left out of training, and named")
+    max_answer_tokens: int | None = Field(
+        default=None, ge=1, description="utterances with a longer answer are left out of training, and named"
+    )
     workers: int = Field(default=1, ge=0, description="processes that read sound; 0 reads in the training process")
 
 
@@ -151,6 +178,7 @@ class Stage:
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         default=(0.9, 0.99), description="AdamW's betas"
     )
+    eps: float = Field(default=1e-8, gt=0, description="AdamW's, added to the root of the second moment")
     clip: float = Field(default=5.0, gt=0, description="largest norm of the gradient")
 
     def __post_init__(self) -> None:
@@ -165,7 +193,7 @@ class Recipe:
     """All of a training."""
 
     out: str = Field(min_length=1, description="folder of the run")
-    model: NewModel | SavedModel = Field(discriminator="kind", description="what is trained")
+    model: NewModel | SavedModel | WhisperModel = Field(discriminator="kind", description="what is trained")
     data: Data = Field(description="what it learns from")
     stages: tuple[Stage, ...] = Field(min_length=1, description="one after the other")
     seed: int = Field(default=0, ge=0, lt=2**32, description="decides weights, order and augmentation")
@@ -180,6 +208,9 @@ class Recipe:
     )
     device_adamw: bool = Field(
         default=False, description="learn by the AdamW that the device brings; in one process and one stage alone"
+    )
+    activation_checkpointing: bool = Field(
+        default=False, description="compute blocks of encoder, decoder and LLM again for the gradient: less memory"
     )
     checkpoint_every: int = Field(default=500, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="how many to keep")
@@ -200,7 +231,7 @@ class RecipeError(ValueError):
         self.faults = tuple(faults)
 
 
-_KINDS = ("random", "pretrained", "new", "saved")
+_KINDS = ("random", "pretrained", "new", "saved", "whisper")
 
 
 def load_recipe(layers: Iterable[str | Path], overrides: Iterable[str] = ()) -> Recipe:
@@ -292,11 +323,31 @@ def _contradictions(settings: Mapping[str, Any]) -> list[tuple[Place, str]]:
             continue
         if stage.get("name") is not None and stage.get("name") in names[:i]:
             found.append((("stages", i, "name"), f"two stages are called {stage['name']!r}"))
-        parts = stage.get("trainable")
-        new = model.get("kind") == "new"
-        if new and isinstance(parts, list) and "lora" in parts and not isinstance(model.get("lora"), dict):
-            found.append((("stages", i, "trainable"), "trains lora, but model.lora is not set"))
-        needs_ctc = (isinstance(parts, list) and "ctc" in parts) or stage.get("ctc_weight", 0)
-        if new and needs_ctc and not model.get("ctc"):
-            found.append((("stages", i), "uses the CTC head, but model.ctc is not true"))
+        found += [(("stages", i, *place), message) for place, message in _stage_contradictions(model, stage)]
     return found
+
+
+def _stage_contradictions(model: Mapping[str, Any], stage: Mapping[str, Any]) -> Iterator[tuple[Place, str]]:
+    """Find what a stage wants and the model does not have, and tasks that are named twice."""
+    named, kind = stage.get("trainable"), model.get("kind")
+    parts = [part for part in get_args(Part) if isinstance(named, list) and part in named]
+    if kind == "whisper" and (others := [part for part in parts if part not in WHISPER_PARTS]):
+        yield ("trainable",), f"trains {', '.join(others)}; a Whisper has {' and '.join(WHISPER_PARTS)}"
+    if kind in ("new", "saved") and "decoder" in parts:
+        yield ("trainable",), "trains decoder, which only a model of kind whisper has"
+    if kind == "new" and "lora" in parts and not isinstance(model.get("lora"), dict):
+        yield ("trainable",), "trains lora, but model.lora is not set"
+    needs_ctc = "ctc" in parts or stage.get("ctc_weight", 0)
+    if kind == "new" and needs_ctc and not model.get("ctc"):
+        yield (), "uses the CTC head, but model.ctc is not true"
+    if kind == "whisper" and stage.get("ctc_weight", 0):
+        yield ("ctc_weight",), "uses a CTC head, which a model of kind whisper does not have"
+    tasks, first = stage.get("tasks"), dict[str, str]()
+    for name in tasks if isinstance(tasks, dict) else ():
+        try:
+            task = get_task(name).name
+        except ValueError:  # said by the check of the field
+            continue
+        if task in first:
+            yield ("tasks", name), f"is the same task as {first[task]!r}; give it one weight"
+        first.setdefault(task, name)

@@ -33,7 +33,7 @@ def read_layers(
     """Read and merge settings.
 
     Args:
-        layers: YAML files; a later one wins, mappings are merged, lists replaced.
+        layers: YAML files; a later one wins, mappings are merged, lists and mappings of another ``kind`` replaced.
         overrides: ``dotted.key=value`` with a YAML value; a number in the key picks from a list.
 
     Returns:
@@ -87,8 +87,10 @@ def _dotted(place: Place) -> str:
 
 def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
     for key, value in layer.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
+        old = into.get(key)
+        # another kind has other settings: what the old one had would only be in the way
+        if isinstance(value, dict) and isinstance(old, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
+            _merge(old, value)
         else:
             into[key] = value
 

@@ -106,7 +106,7 @@ def test_nothing_is_coerced(layer, override, fault):
 @pytest.mark.parametrize(
     ("override", "fault"),
     [
-        ("model.kind=old", "model.kind: must be one of 'new', 'saved', got 'old'"),
+        ("model.kind=old", "model.kind: must be one of 'new', 'saved', 'whisper', got 'old'"),
         ("model.llm.kind=x", "model.llm.kind: must be one of 'random', 'pretrained', got 'x'"),
         ("model.llm={}", "model.llm.kind: is missing"),
         ("data.train={}", "data.train: dictionary should have at least 1 item"),
@@ -120,6 +120,15 @@ def test_nothing_is_coerced(layer, override, fault):
         ("stages.2.llm_weight=0", "stages.2: nothing to learn from: llm_weight and ctc_weight are both 0"),
         ("seed=-1", "seed: input should be greater than or equal to 0, got -1"),
         ("stages.0.betas=[0.9]", "stages.0.betas.1: is missing"),
+        ("model.encoder.n_mels=90", "model.encoder.n_mels: input should be 80 or 128, got 90"),
+        (
+            "model.adapter.max_positions=49",
+            "model: adapter.max_positions 49 is less than the 50 speech embeddings that encoder.max_frames 200",
+        ),
+        ("stages.2.trainable=[decoder]", "stages.2.trainable: trains decoder, which only a model of kind whisper has"),
+        ("stages.2.tasks={SER: 1, asr: 1, emotion: 2}", "stages.2.tasks.emotion: is the same task as 'SER'"),
+        ("stages.2.eps=0", "stages.2.eps: input should be greater than 0, got 0"),
+        ("data.max_answer_tokens=0", "data.max_answer_tokens: input should be greater than or equal to 1, got 0"),
         ("stages=[]", "stages: "),
         ("model=3", "model: input should be an object, got 3"),
         ("epochs=3", "epochs: there is no such setting"),
@@ -144,6 +153,26 @@ def test_ctc_that_is_not_there(layer):
     assert [line.partition(": ")[2] for line in lines] == [
         f"stages.{i}: uses the CTC head, but model.ctc is not true" for i in (0, 1)
     ]
+
+
+WHISPER = "model={kind: whisper, path: somewhere}"
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        ("stages.0.trainable=[encoder, llm]", "stages.0.trainable: trains llm; a Whisper has encoder and decoder"),
+        ("stages.0.ctc_weight=1", "stages.0.ctc_weight: uses a CTC head, which a model of kind whisper does not have"),
+        ("model.config={}", "model: wanted either path or config, the other null"),
+        ("model.path=null", "model: wanted either path or config, the other null"),
+        ("model.lora={}", "model.lora: there is no such setting"),
+    ],
+)
+def test_what_a_whisper_does_not_have(layer, override, fault):
+    stages = "stages=[{name: all, trainable: [encoder, decoder], steps: 1, learning_rate: 1e-3}]"
+    assert load_recipe([layer], [WHISPER, stages]).model.path == "somewhere"
+    [line] = faults(layer, overrides=[WHISPER, stages, override])
+    assert fault in line
 
 
 def test_faults_of_several_places_come_in_one_list(layer, tmp_path):
@@ -197,6 +226,13 @@ def test_layers_merge_mappings_and_replace_lists(layer, tmp_path):
     assert list(merged.data.train) == ["tones", "more"]
     assert merged.data.train["tones"] == base.data.train["tones"]
     assert merged.data.dev == base.data.dev
+
+
+def test_a_mapping_of_another_kind_is_replaced(layer, tmp_path):
+    second, third = tmp_path / "second.yaml", tmp_path / "third.yaml"
+    second.write_text("model: {llm: {kind: pretrained, path: far}}")
+    third.write_text("model: {llm: {path: farther}}")
+    assert load_recipe([layer, second, third]).model.llm.path == "farther"
 
 
 def test_what_a_list_replaces_is_not_blamed(layer, tmp_path):

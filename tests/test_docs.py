@@ -194,7 +194,9 @@ def default_words(field):
 def test_every_recipe_field_is_documented_with_its_default(kind):
     sections = re.split(r"^## (\w+)\n", text("docs/recipes.md"), flags=re.MULTILINE)
     section = dict(zip(sections[1::2], sections[2::2], strict=True))[kind.__name__]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")
+    ]
     documented = {name.strip("`"): default for name, _, default, _ in rows[2:]}
     assert documented == {field.name: default_words(field) for field in dataclasses.fields(kind)}
 

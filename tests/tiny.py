@@ -112,6 +112,45 @@ def silence(seconds):
     return np.zeros(round(seconds * RATE))
 
 
+WHISPER_SIZES = {
+    "d_model": 32,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 128,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 64,
+    "max_source_positions": 200,
+    "max_target_positions": 128,
+}
+"""A Whisper of transformers that hears 4 s."""
+
+
+def write_whisper(folder):
+    """Write a Whisper as transformers does: random weights, its real tokenizer with bytes as the only units."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    tokenizer = WhisperTokenizer(vocab={unit: i for i, unit in enumerate(sorted(ByteLevel.alphabet()))}, merges=[])
+    names = ["startoftranscript", *LANGUAGES, "translate", "transcribe", "startoflm", "startofprev", "nospeech"]
+    tokenizer.add_tokens([f"<|{name}|>" for name in [*names, "notimestamps"]], special_tokens=True)
+    end = tokenizer.eos_token_id
+    config = WhisperConfig(
+        **WHISPER_SIZES,
+        vocab_size=len(tokenizer),
+        decoder_start_token_id=tokenizer.convert_tokens_to_ids("<|startoftranscript|>"),
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end),
+        suppress_tokens=tokenizer("<>").input_ids[-3:-1],
+        begin_suppress_tokens=None,
+    )
+    torch.manual_seed(0)
+    WhisperForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    WhisperFeatureExtractor(chunk_length=4).save_pretrained(folder)
+    return folder
+
+
 def write_recipe(path, corpus):
     path.write_text(RECIPE.replace("path: ", f"path: {corpus}/"), "utf-8")
     return path

@@ -13,23 +13,24 @@ from typing import Any, Literal
 import torch
 
 from osum_npu.models.speech_llm import SpeechLLM
+from osum_npu.models.whisper_encoder_decoder import WhisperEncoderDecoder
 
 MAX_NEW_TOKENS = 200
 """Longest answer that generation makes unless told otherwise."""
 
 
-def save_model(model: SpeechLLM, tokenizer: Any, folder: Path, card: str) -> None:
+def save_model(model: SpeechLLM | WhisperEncoderDecoder, tokenizer: Any, folder: Path, card: str) -> None:
     """Write a model directory; it appears whole or not at all, and replaces an older one.
 
     Args:
-        model: what is saved.
-        tokenizer: of its LLM.
+        model: what is saved; a whole Whisper becomes a folder of transformers.
+        tokenizer: of its LLM or decoder.
         folder: to write.
         card: text of ``README.md``.
     """
     with replacement(folder) as temporary:
-        model.save_pretrained(temporary)
         write_companions(temporary, tokenizer, model.encoder.config.n_mels, card)
+        model.save_pretrained(temporary)  # a Whisper has settings of its own for generation
 
 
 def write_companions(folder: Path, tokenizer: Any, n_mels: int, card: str) -> None:

@@ -58,7 +58,7 @@ def read_sizes(
     usual, usual_adapter = WhisperEncoderConfig(), OsumAdapterConfig()
     width = size(r"encoder\.(after_norm|encoders\.\d+\.norm\d)\.weight", 0, usual.width)
     encoder = WhisperEncoderConfig(
-        n_mels=size(r"encoder\.embed\.conv\.0\.weight", 1, usual.n_mels),
+        n_mels=128 if size(r"encoder\.embed\.conv\.0\.weight", 1, usual.n_mels) == 128 else 80,
         width=width,
         layers=layers(r"encoder\.encoders", usual.layers),
         heads=_encoder_heads(width, encoder_heads, sidecar),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from osum_npu.audio.augment import Drawn, SpecAugmentConfig, draw
 from osum_npu.audio.mel import frame_count
-from osum_npu.audio.read import SAMPLE_RATE, AudioError, read_audio
+from osum_npu.audio.read import SAMPLE_RATE, read_audio
 from osum_npu.data.plan import Example, padded_length
-from osum_npu.tasks import Prompts, draw_prompt, prompts, spell, write
+from osum_npu.tasks import Prompts, Task, Utterance, draw_prompt, prompts, spell, write
 from osum_npu.tasks.answer import STAMP_SECONDS
 
 
@@ -50,6 +50,12 @@ class Batch:
         return sum(map(len, self.answers))
 
 
+class _Question(NamedTuple):
+    about: int
+    prompt: str
+    answer: list[int]
+
+
 @dataclass(frozen=True)
 class Collator:
     """Turns examples into a :class:`Batch`; runs in the loader's workers."""
@@ -63,45 +69,73 @@ class Collator:
     """Instructions by task."""
     stamp_seconds: float = STAMP_SECONDS
     """Resolution of written word times."""
+    max_answer_tokens: int | None = None
+    """The end mark is not counted."""
+    start: Callable[[Task, Utterance], str] | None = None
+    """Writes what stands before an answer, where that is no instruction; raises ValueError where it cannot."""
 
     def __call__(self, examples: Sequence[Example], epoch: int) -> Batch:
         """Read and tokenize.
 
         What is drawn at random (wording of the prompt, augmentation) follows from (seed, epoch, key) alone, so it
-        does not depend on batch, worker or rank. An utterance that cannot be read is named in ``skipped``.
+        does not depend on batch, worker or rank. An utterance or a question that cannot be used is named in
+        ``skipped``.
         """
         kept: list[Example] = []
         waves: list[Tensor] = []
+        rngs: list[random.Random] = []
+        questions: list[_Question] = []
         skipped: list[str] = []
-        for example in examples:
-            row = example.utterance
+        for example, possible in zip(examples, self._answers(examples)):
+            row, rng = example.utterance, random.Random(f"{self.seed}/{epoch}/{example.utterance.key}")
             try:
+                asked = [self._ask(row, task, rng) for task in example.tasks]
+                short, faults = self._short(example.tasks, possible)
+                skipped += [f"{row.key}: {fault}" for fault in faults]
+                if not short:
+                    continue
                 wave = read_audio(row.wav, row.start, row.end, max_seconds=self.max_seconds)
-            except AudioError as error:
+            except ValueError as error:
                 skipped.append(f"{row.key}: {error}")
                 continue
+            questions += [_Question(len(kept), asked[i], possible[i]) for i in short]
             kept.append(example)
             waves.append(torch.from_numpy(np.ascontiguousarray(wave)))
-        rngs = [random.Random(f"{self.seed}/{epoch}/{example.utterance.key}") for example in kept]
-        questions = [(i, task) for i, example in enumerate(kept) for task in example.tasks]
-        asked = [draw_prompt(kept[i].utterance, task, self.wordings, rngs[i]) for i, task in questions]
+            rngs.append(rng)
         samples = [len(wave) for wave in waves]
         drawn = None
         if self.spec_augment is not None:
             drawn = [draw(self.spec_augment, frame_count(n), self.n_mels, rng) for n, rng in zip(samples, rngs)]
-        end = self.tokenizer.eos_token_id
-        answers = self._ids([write(task, kept[i].utterance, self.stamp_seconds) for i, task in questions])
         return Batch(
             examples=kept,
             wave_BS=self._pad(waves),
             samples=samples,
-            about=[i for i, _ in questions],
-            prompts=self._ids(asked),
-            answers=[[*ids, end] for ids in answers],
+            about=[question.about for question in questions],
+            prompts=self._ids([question.prompt for question in questions]),
+            answers=[[*question.answer, self.tokenizer.eos_token_id] for question in questions],
             spellings=[spell(e.utterance) for e in kept],
             drawn=drawn,
             skipped=skipped,
         )
+
+    def _ask(self, row: Utterance, task: Task, rng: random.Random) -> str:
+        return self.start(task, row) if self.start else draw_prompt(row, task, self.wordings, rng)
+
+    def _answers(self, examples: Sequence[Example]) -> list[list[list[int]]]:
+        """Return the token ids of each example's answers, all made in one call of the tokenizer."""
+        written = [write(task, e.utterance, self.stamp_seconds) for e in examples for task in e.tasks]
+        ids = iter(self._ids(written))
+        return [[next(ids) for _ in e.tasks] for e in examples]
+
+    def _short(self, tasks: Sequence[Task], answers: Sequence[Sequence[int]]) -> tuple[list[int], list[str]]:
+        """Return which answers are short enough, and what is wrong with the others."""
+        limit = len(max(answers, key=len)) if self.max_answer_tokens is None else self.max_answer_tokens
+        faults = [
+            f"its answer to {task.name} has {len(answer)} tokens, more than the allowed {limit}"
+            for task, answer in zip(tasks, answers)
+            if len(answer) > limit
+        ]
+        return [i for i, answer in enumerate(answers) if len(answer) <= limit], faults
 
     def _pad(self, waves: list[Tensor]) -> Tensor:
         """Put waves side by side, zero behind each end, ``[B, S]``."""

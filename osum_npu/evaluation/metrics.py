@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
@@ -13,15 +12,13 @@ from osum_npu.evaluation.confidence import bootstrap_interval, wilson_interval
 from osum_npu.evaluation.error_rate import EditCounts, edit_counts
 from osum_npu.evaluation.text import is_chinese, release_tokens, tokens
 from osum_npu.evaluation.timestamps import TimeShift, time_shift
-from osum_npu.tasks import COMBINATIONS, HAN, Answer, Task, Utterance, missing
+from osum_npu.tasks import COMBINATIONS, Answer, Task, Utterance, missing
 
 Pair = tuple[Utterance, Answer | None]
 """A labelled recording and what the model said of it; ``None`` where the recording could not be processed."""
 
 NONE = "(none)"
 """The last column of a confusion matrix: no answer, or none that is a label."""
-
-_HAN = re.compile(f"[{HAN}]")
 
 
 class Metric(NamedTuple):
@@ -107,24 +104,19 @@ def _has_label(task: Task, utterance: Utterance) -> bool:
     return not missing(task, utterance) and all(utterance.labels[c.name] in c.labels for c in task.choices)
 
 
-def _language(utterance: Utterance) -> str:
-    """Return the language that reference and hypothesis are both normalised by; guessed by script if not given."""
-    return utterance.lang or ("zh" if _HAN.search(utterance.text or "") else "en")
-
-
 def _transcript_scores(pairs: Iterable[Pair]) -> dict[str, Any]:
     words: list[Pair] = []
     characters: list[Pair] = []
     for pair in pairs:
         if pair[0].text is not None:
-            (characters if is_chinese(_language(pair[0])) else words).append(pair)
+            (characters if is_chinese(pair[0].language) else words).append(pair)
     return _error_rate("wer", words, tokens) | _error_rate("cer", characters, tokens)
 
 
 def _error_rate(name: str, pairs: Sequence[Pair], split: Callable[[str, str], list[str]]) -> dict[str, Any]:
     edits = []
     for utterance, answer in pairs:
-        lang = _language(utterance)
+        lang = utterance.language
         said = None if answer is None or answer.text is None else split(answer.text, lang)
         edits.append(edit_counts(split(utterance.text or "", lang), said))
     total = sum(edits, EditCounts())
@@ -173,7 +165,7 @@ def _combined_scores(task: Task, pairs: Sequence[Pair]) -> dict[str, Any]:
 
 def _timestamp_scores(pairs: Sequence[Pair]) -> dict[str, Any]:
     shifts = [
-        time_shift(utterance.words or (), (answer.words if answer is not None else None) or (), _language(utterance))
+        time_shift(utterance.words or (), (answer.words if answer is not None else None) or (), utterance.language)
         for utterance, answer in pairs
     ]
     total = sum(shifts, TimeShift())
@@ -188,7 +180,7 @@ def _chat_scores(pairs: Sequence[Pair]) -> dict[str, Any]:
     right = 0
     for utterance, answer in pairs:
         if answer is not None and answer.reply is not None:
-            lang = _language(utterance)
+            lang = utterance.language
             right += tokens(answer.reply, lang) == tokens(utterance.reply or "", lang)
     return {
         "answer_accuracy": right / len(pairs) if pairs else None,

@@ -31,6 +31,12 @@ class OsumAdapterConfig:
     strides: tuple[Stride, Stride, Stride] = Field(default=(1, 2, 2), description="of the three convolutions")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout after attention and feed-forward, in training")
 
+    def length(self, frames: Frames) -> Frames:
+        """Return how many speech embeddings come of ``frames`` encoder frames."""
+        for stride in self.strides:
+            frames = (frames - 1) // stride + 1
+        return frames
+
 
 def interleaved_sinusoids(length: int, width: int) -> Tensor:
     """Return ``[length, width]`` with sines at even and cosines at odd channels (Vaswani et al., 2017)."""
@@ -106,9 +112,7 @@ class OsumAdapter(nn.Module):
 
     def length(self, frames: Frames) -> Frames:
         """Return how many speech embeddings come of ``frames`` encoder frames."""
-        for stride in self.config.strides:
-            frames = (frames - 1) // stride + 1
-        return frames
+        return self.config.length(frames)
 
     def forward(self, x_BFC: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
         """Adapt encoder frames.

@@ -148,6 +148,39 @@ def use_own_ops(llm: PreTrainedModel) -> PreTrainedModel:
     return llm
 
 
+@torch.no_grad()
+def check_output_layer(llm: PreTrainedModel) -> None:
+    """Make sure that the LLM's logits are its last hidden states times the weight of its output layer, and no more.
+
+    Training computes the cross entropy from these two alone (:func:`osum_npu.functional.linear_cross_entropy`).
+
+    Raises:
+        ValueError: the output layer has a bias, or the LLM scales its logits or caps them (Cohere, Granite, Gemma).
+    """
+    head, training = llm.get_output_embeddings(), llm.training
+    kind = f"this LLM ({llm.config.model_type}) cannot be trained here"
+    if head.bias is not None:
+        raise ValueError(f"{kind}: its output layer has a bias, which the loss would leave out; choose another LLM")
+    # far out, where a cap shows: along the longest of some rows of the weight, to a logit of 1000
+    length, row = max((float(row.square().sum()), row) for row in head.weight[:64].float())
+    hidden_11C = (row * (1000 / length)).to(head.weight.dtype)[None, None]
+
+    def replace(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        output.last_hidden_state = hidden_11C
+        return output
+
+    hook = llm.get_decoder().register_forward_hook(replace)
+    llm.eval()
+    try:
+        got = llm(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=head.weight.device), use_cache=False).logits
+    finally:
+        hook.remove()
+        llm.train(training)
+    want = head(hidden_11C)
+    if not torch.allclose(got.float(), want.float(), rtol=1e-2, atol=1e-2 * float(want.abs().max())):
+        raise ValueError(f"{kind}: it scales or caps its logits, which the loss would leave out; choose another LLM")
+
+
 def merge_projections(llm: nn.Module) -> None:
     """Make an LLM that no longer learns compute faster, in place; weights and their names stay."""
     for module in llm.modules():

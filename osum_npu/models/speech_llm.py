@@ -29,6 +29,8 @@ from osum_npu.tasks.text import split_words
 
 _MARK = re.compile(r"(<[^<>]+>)")
 
+_LENGTH_STEP = 8
+"""Positions in which the length of a batch grows in training; see ``osum_npu.data.plan.LENGTH_STEP``."""
 CROSS_ENTROPY_CHUNK = 1024
 """Label positions whose logits exist at the same time."""
 
@@ -114,6 +116,24 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
     def speech_length(self, frames: int) -> int:
         """Return how many speech embeddings come of ``frames`` mel frames."""
         return self.adapter.length(self.encoder.length(frames))
+
+    def layout(
+        self,
+        frames: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        about: Sequence[int],
+    ) -> Layout:
+        """Arrange a batch to learn from.
+
+        Args:
+            frames: mel frames of each utterance.
+            prompts: token ids of each instruction.
+            answers: token ids of each answer, end mark included.
+            about: which utterance each instruction is about.
+        """
+        lengths = [self.speech_length(n) for n in frames]
+        return lay_out(prompts, lengths, answers, about=about, multiple_of=_LENGTH_STEP)
 
     def embed(self, speech_BEH: Tensor, layout: Layout) -> Tensor:
         """Build the LLM's input ``[B, L, H]``, for training and inference alike.
@@ -274,6 +294,11 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         except OSError as error:
             raise ValueError(f"{name_or_path} is no model directory, nor a model on a hub: {error}") from error
         config.llm_path = settings.pop("llm_path", config.llm_path)
+        if not config.llm and config.llm_path is None:
+            raise ValueError(
+                f"{name_or_path} is no model directory of this project: its config.json names no LLM (a recipe can "
+                "take a Whisper's encoder, as model.encoder_weights)"
+            )
         state = read_weights(name_or_path, "model", **settings)
         llm = load_llm(config.llm_path, llm_dtype) if config.llm_path else None
         with no_init_weights():

@@ -10,7 +10,7 @@ H heads, D head width.
 from __future__ import annotations
 
 import math
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ Stride = Annotated[int, Field(ge=1, le=4)]
 class WhisperEncoderConfig:
     """Size of the encoder; the defaults are Whisper-medium's, as in OSUM."""
 
-    n_mels: int = Field(default=80, description="mel bins: 80, or 128 for large-v3")
+    n_mels: Literal[80, 128] = Field(default=80, description="mel bins: 80, or 128 for large-v3")
     width: int = Field(default=1024, ge=8, multiple_of=2, description="channels")
     layers: int = Field(default=24, ge=1, description="transformer blocks")
     heads: int = Field(default=16, ge=1, description="attention heads; must divide width")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from osum_npu.audio.tar_member import TarMember
+from osum_npu.tasks.text import HAN
+
+_HAN = re.compile(f"[{HAN}]")
 
 
 class Word(NamedTuple):
@@ -41,3 +45,8 @@ class Utterance:
     """What a chat partner would answer."""
     prompt: str | None = None
     """An instruction of the row's own, instead of one of the task's paraphrases."""
+
+    @property
+    def language(self) -> str:
+        """Language code; guessed by the script of the text where ``lang`` does not say."""
+        return self.lang or ("zh" if _HAN.search(self.text or "") else "en")

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from osum_npu.checkpoints.model_directory import load_model
 from osum_npu.checkpoints.whisper import load_encoder
-from osum_npu.config import NewModel, PretrainedLLM, RandomLLM, Recipe
-from osum_npu.models.llm import load_llm
+from osum_npu.config import NewModel, PretrainedLLM, RandomLLM, Recipe, SavedModel, WhisperModel
+from osum_npu.models.llm import check_output_layer, load_llm
 from osum_npu.models.lora import add_lora
 from osum_npu.models.speech_llm import SpeechLLM, lora_fields, make_config
 from osum_npu.models.tokenizer import load_tokenizer, train_tokenizer
+from osum_npu.models.whisper import Block
+from osum_npu.models.whisper_encoder_decoder import START_MARKS, WhisperEncoderDecoder
 from osum_npu.tasks import CHAT_SEPARATOR, TASKS, Utterance, normalize_text, read_prompts, split_words
 from osum_npu.tasks.answer import stamp
 
@@ -24,16 +30,67 @@ _CTC_WORD_COUNT = 20
 """How often a word must occur for that."""
 
 
-def build(recipe: Recipe, utterances: Sequence[Utterance]) -> tuple[SpeechLLM, Any]:
+Trainee = SpeechLLM | WhisperEncoderDecoder
+"""What a recipe can train."""
+
+
+def build(recipe: Recipe, utterances: Sequence[Utterance]) -> tuple[Trainee, Any]:
     """Build or load what ``recipe.model`` describes, on the CPU, with the recipe's seed.
 
     Args:
         recipe: of the run.
         utterances: of the training data: a new tokenizer and the CTC head learn their units from it.
+
+    Raises:
+        ValueError: something of it cannot be loaded, does not fit, or cannot be trained.
     """
     torch.manual_seed(recipe.seed)
-    settings = recipe.model
-    if not isinstance(settings, NewModel):
+    model: Trainee
+    if isinstance(recipe.model, WhisperModel):
+        model, tokenizer = _whisper(recipe, recipe.model, utterances)
+    else:
+        model, tokenizer = _speech_llm(recipe, recipe.model, utterances)
+        check_output_layer(model.llm)
+    if recipe.activation_checkpointing:
+        checkpoint_activations(model)
+    return model, tokenizer
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Keep only the inputs of transformer blocks for the backward pass, in place; what is within is computed again."""
+    for module in model.modules():
+        if isinstance(module, Block | GradientCheckpointingLayer):
+            # by its forward, since the model's own ops have replaced that of transformers, which would do the same
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def _whisper(
+    recipe: Recipe, settings: WhisperModel, utterances: Sequence[Utterance]
+) -> tuple[WhisperEncoderDecoder, Any]:
+    """Build or load a whole Whisper."""
+    from transformers import AutoTokenizer, WhisperConfig
+
+    if settings.path is not None:
+        model = WhisperEncoderDecoder.from_pretrained(settings.path, settings.dropout)
+        return model, AutoTokenizer.from_pretrained(settings.path)
+    llm = RandomLLM(kind="random", config={})
+    tokenizer = new_tokenizer(llm, utterances, _wordings(recipe), recipe.stamp_seconds)
+    tokenizer.add_tokens(list(START_MARKS), special_tokens=True)
+    end, sizes = tokenizer.eos_token_id, settings.config or {}
+    own = {
+        "vocab_size": len(tokenizer),
+        "decoder_start_token_id": tokenizer.convert_tokens_to_ids(START_MARKS[0]),
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end),
+        "begin_suppress_tokens": None,
+    }
+    return WhisperEncoderDecoder(WhisperConfig(**{**sizes, **own}), settings.dropout), tokenizer
+
+
+def _speech_llm(
+    recipe: Recipe, settings: NewModel | SavedModel, utterances: Sequence[Utterance]
+) -> tuple[SpeechLLM, Any]:
+    """Build or load encoder, adapter and LLM."""
+    if isinstance(settings, SavedModel):
         model, tokenizer = load_model(settings.path)
         if settings.lora is not None and model.config.lora is None:
             add_lora(model.llm, settings.lora)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from osum_npu import backend, launch
 from osum_npu.audio.augment import apply
-from osum_npu.audio.mel import log_mel
+from osum_npu.audio.mel import frame_count, log_mel
 from osum_npu.checkpoints.model_directory import save_model
 from osum_npu.config import Recipe, RecipeError, Source, Stage, dump_recipe, missing_files
 from osum_npu.data.collate import Batch, Collator
@@ -21,19 +21,26 @@ from osum_npu.data.loader import Step, steps
 from osum_npu.data.plan import Example, WeightedSource, cut, plan_epoch, servable
 from osum_npu.data.sources import read_source
 from osum_npu.files import write_text
-from osum_npu.models.layout import lay_out
 from osum_npu.models.speech_llm import SpeechLLM, SpeechLLMOutput
+from osum_npu.models.whisper_encoder_decoder import TranscriptStart, WhisperEncoderDecoder
 from osum_npu.tasks import read_prompts
-from osum_npu.training.build import build
+from osum_npu.training.build import Trainee, build
 from osum_npu.training.card import model_card
 from osum_npu.training.log import Log, Silence
 from osum_npu.training.optimizer import Optimizers, freeze, schedule
 from osum_npu.training.ranks import Ranks
-from osum_npu.training.state import Progress, checkpoints, load_tensors, read_progress, restore_rng, save_state
+from osum_npu.training.state import (
+    Progress,
+    check_data,
+    checkpoints,
+    fingerprint,
+    load_tensors,
+    read_progress,
+    restore_rng,
+    save_state,
+)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_LENGTH_STEP = 8
-"""Positions in which the length of the LLM's sequences grows; see ``osum_npu.data.plan.LENGTH_STEP``."""
 _DEV_UTTERANCES = 256
 """How many utterances a measurement of the dev loss takes at most."""
 _MAX_BAD_STEPS = 20
@@ -81,7 +88,13 @@ class _Run:
         self.train_sources = self._read(recipe.data.train)
         self.dev_sources = self._read(recipe.data.dev)
         model, self.tokenizer = build(recipe, [u for source in self.train_sources for u in source.utterances])
-        self.model: SpeechLLM = model.to(self.device)
+        self.model: Trainee = model.to(self.device)
+        self.start: TranscriptStart | None = None
+        self.max_answer_tokens = recipe.data.max_answer_tokens
+        if isinstance(model, WhisperEncoderDecoder):
+            self.start = TranscriptStart.of(self.tokenizer)
+            self.max_answer_tokens = min(self.max_answer_tokens or model.max_answer_tokens, model.max_answer_tokens)
+        self.data = {name: fingerprint(s.utterances) for name, s in zip(recipe.data.train, self.train_sources)}
         for stage in recipe.stages:  # what would end the last one is said before the first one begins
             freeze(self.model, stage)
             self._optimizers(stage)
@@ -98,6 +111,7 @@ class _Run:
         progress, state = Progress(), None
         if found:
             progress, state = read_progress(found[-1]), load_tensors(found[-1])
+            check_data(found[-1], state, self.data)
             self.model.load_state_dict(state["model"])
             self.skipped = [*self._named(), *self.skipped]
         self.log = Log(self.out, recipe.steps, progress.step) if self.ranks.leads else Silence()
@@ -172,7 +186,7 @@ class _Run:
                 self.log.row({"stage": stage.name, "step": progress.step, "dev_loss": self._dev_loss(stage)})
             if self.ranks.leads and (finished or progress.step % recipe.checkpoint_every == 0):
                 folder = self.out / "checkpoints"
-                save_state(folder, progress, self.model, optimizer, self.device, recipe.keep_checkpoints)
+                save_state(folder, progress, self.model, optimizer, self.device, self.data, recipe.keep_checkpoints)
                 self._name_skipped()
         return progress
 
@@ -209,6 +223,8 @@ class _Run:
             max_seconds=min(self.recipe.data.max_seconds, self.model.encoder.config.max_seconds),
             wordings=self.wordings,
             stamp_seconds=self.recipe.stamp_seconds,
+            max_answer_tokens=self.max_answer_tokens,
+            start=self.start,
         )
 
     def _backward(self, stage: Stage, step: Step) -> dict[str, Tensor]:
@@ -216,10 +232,10 @@ class _Run:
         batches = [batch for batch in step.batches if batch.examples]
         for batch in step.batches:
             self.skipped += batch.skipped
-        spellings = [t for batch in batches for t in batch.spellings] if stage.ctc_weight else []
-        labels, units = self.ranks.counts(
-            sum(batch.label_count for batch in batches), sum(len(self.model.ctc_targets(t)) for t in spellings)
-        )
+        spelled = 0
+        if stage.ctc_weight and isinstance(self.model, SpeechLLM):
+            spelled = sum(len(self.model.ctc_targets(t)) for batch in batches for t in batch.spellings)
+        labels, units = self.ranks.counts(sum(batch.label_count for batch in batches), spelled)
         labels, units = max(1, labels), max(1, units)
         total, ctc_total = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for batch in batches:
@@ -243,10 +259,8 @@ class _Run:
             features = apply(features, batch.drawn)
         layout = None
         if stage.llm_weight:
-            lengths = [model.speech_length(n // 160) for n in batch.samples]
-            layout = lay_out(batch.prompts, lengths, batch.answers, about=batch.about, multiple_of=_LENGTH_STEP).to(
-                self.device
-            )
+            lengths = [frame_count(n) for n in batch.samples]
+            layout = model.layout(lengths, batch.prompts, batch.answers, batch.about).to(self.device)
         with self._autocast():
             output: SpeechLLMOutput = model(features, frames, layout, batch.spellings if stage.ctc_weight else None)
         return output
@@ -313,6 +327,6 @@ def _falling(example: Example) -> float:
     return -(example.utterance.duration or 0.0)
 
 
-def _millions(parameters: SpeechLLM | list[torch.nn.Parameter]) -> str:
-    listed = parameters.parameters() if isinstance(parameters, SpeechLLM) else parameters
+def _millions(parameters: torch.nn.Module | list[torch.nn.Parameter]) -> str:
+    listed = parameters.parameters() if isinstance(parameters, torch.nn.Module) else parameters
     return f"{sum(p.numel() for p in listed) / 1e6:.2f} M"

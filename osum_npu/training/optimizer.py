@@ -12,7 +12,6 @@ from torch import nn
 
 from osum_npu.config import Part, Stage
 from osum_npu.models.lora import is_lora
-from osum_npu.models.speech_llm import SpeechLLM
 from osum_npu.training.muon import Muon
 
 
@@ -20,10 +19,11 @@ def part_of(name: str) -> Part:
     """Return the part of the model that a parameter belongs to."""
     if name.startswith("llm."):
         return "lora" if is_lora(name) else "llm"
-    return {"encoder": "encoder", "ctc_head": "ctc"}.get(name.split(".")[0], "adapter")  # type: ignore[return-value]
+    first: dict[str, Part] = {"encoder": "encoder", "ctc_head": "ctc", "decoder": "decoder"}
+    return first.get(name.split(".")[0], "adapter")
 
 
-def freeze(model: SpeechLLM, stage: Stage) -> list[nn.Parameter]:
+def freeze(model: nn.Module, stage: Stage) -> list[nn.Parameter]:
     """Make the stage's parts trainable and all others not; return what trains.
 
     Raises:
@@ -44,7 +44,7 @@ class Optimizers:
     """AdamW and, where the stage asks for it, Muon for the weight matrices; stepped as one."""
 
     def __init__(
-        self, model: SpeechLLM, stage: Stage, adamw: Callable[..., torch.optim.Optimizer] | None = None
+        self, model: nn.Module, stage: Stage, adamw: Callable[..., torch.optim.Optimizer] | None = None
     ) -> None:
         """Take all trainable parameters of ``model``. Vectors (biases and norms) are not decayed.
 
@@ -67,9 +67,9 @@ class Optimizers:
             {"params": tokens, "weight_decay": stage.weight_decay, "lr": rate},
         ]
         make = adamw or partial(torch.optim.AdamW, fused=True)
-        self.all: list[torch.optim.Optimizer] = [
-            make([group for group in groups if group["params"]], lr=stage.learning_rate, betas=stage.betas, eps=1e-8)
-        ]
+        groups = [group for group in groups if group["params"]]
+        settings = {"lr": stage.learning_rate, "betas": stage.betas, "eps": stage.eps}
+        self.all: list[torch.optim.Optimizer] = [make(groups, **settings)]
         if matrices and stage.muon_learning_rate:
             self.all.append(Muon(matrices, stage.muon_learning_rate, weight_decay=stage.weight_decay))
         self.peaks = [[group["lr"] for group in one.param_groups] for one in self.all]
@@ -97,14 +97,14 @@ class Optimizers:
 
 
 def _is_embedding(name: str) -> bool:
-    """Whether a parameter is the LLM's table of token embeddings or its output layer."""
-    return part_of(name) == "llm" and any(part in name for part in ("embed_tokens", "lm_head"))
+    """Whether a parameter is the LLM's or the decoder's table of token embeddings, or its output layer."""
+    return part_of(name) in ("llm", "decoder") and any(part in name for part in ("embed_tokens", "lm_head"))
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a matrix maps hidden states to hidden states: no embedding, no output layer, no low-rank factor."""
+    """Whether a matrix maps hidden states to hidden states: no table, no output layer, no low-rank factor."""
     return part_of(name) != "lora" and not any(
-        part in name for part in ("embed_tokens", "lm_head", "ctc_head", "marks")
+        part in name for part in ("embed_tokens", "embed_positions", "lm_head", "ctc_head", "marks")
     )
 
 

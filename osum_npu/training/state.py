@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from torch import nn
 
 from osum_npu.data.loader import Position
+from osum_npu.tasks import Utterance
 from osum_npu.training.optimizer import Optimizers
 
 
@@ -36,9 +39,20 @@ def save_state(
     model: nn.Module,
     optimizer: Optimizers,
     device: torch.device,
+    data: Mapping[str, str],
     keep: int,
 ) -> Path:
-    """Write ``folder/step_N``; it appears whole or not at all. Older ones beyond ``keep`` are removed."""
+    """Write ``folder/step_N``; it appears whole or not at all. Older ones beyond ``keep`` are removed.
+
+    Args:
+        folder: of all checkpoints of the run.
+        progress: how far it has come.
+        model: whose weights are kept.
+        optimizer: whose state is kept.
+        device: whose random state is kept, beside the host's.
+        data: what each source of the training data is known by (:func:`fingerprint`).
+        keep: how many checkpoints stay.
+    """
     target = folder / f"step_{progress.step:08d}"
     temporary = target.with_name(target.name + ".part")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -46,7 +60,8 @@ def save_state(
     rng = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
         rng["device"] = torch.get_device_module(device).get_rng_state(device)
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng}, temporary / "state.pt")
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng, "data": dict(data)}
+    torch.save(state, temporary / "state.pt")
     (temporary / "progress.json").write_text(json.dumps(asdict(progress)), "utf-8")
     os.replace(temporary, target)
     for old in checkpoints(folder)[:-keep]:
@@ -63,6 +78,29 @@ def read_progress(checkpoint: Path) -> Progress:
     """Read how far a checkpoint's run had come."""
     fields = json.loads((checkpoint / "progress.json").read_text("utf-8"))
     return Progress(**{**fields, "position": Position(**fields["position"])})
+
+
+def fingerprint(utterances: Sequence[Utterance]) -> str:
+    """Return what training data is known by: how much there is, and a digest of all that is known about each."""
+    digest = hashlib.blake2b(digest_size=8)
+    for utterance in utterances:
+        digest.update(repr(utterance).encode())
+    return f"{len(utterances)} utterances, {digest.hexdigest()}"
+
+
+def check_data(checkpoint: Path, state: Mapping[str, Any], data: Mapping[str, str]) -> None:
+    """Make sure that a run goes on with the data that it began with: its position in another would mean nothing.
+
+    Raises:
+        ValueError: a source has changed; names each.
+    """
+    then: Mapping[str, str] = state.get("data", {})
+    changed = [f"{n}: {then.get(n, 'unknown')} then; {data[n]} now" for n in data if then.get(n) != data[n]]
+    if changed:
+        raise ValueError(
+            f"the training data has changed since {checkpoint}: {' | '.join(changed)}; put back what was there, or "
+            "choose another out"
+        )
 
 
 def load_tensors(checkpoint: Path) -> dict[str, Any]:

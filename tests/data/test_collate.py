@@ -14,7 +14,7 @@ from osum_npu.audio.read import read_audio
 from osum_npu.data.collate import Collator
 from osum_npu.data.plan import Example
 from osum_npu.models.tokenizer import train_tokenizer
-from osum_npu.tasks import CHAT_SEPARATOR, TASKS, Utterance, Word, normalize_text, prompts, write
+from osum_npu.tasks import CHAT_SEPARATOR, COMBINATIONS, TASKS, Utterance, Word, normalize_text, prompts, write
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +155,33 @@ def test_a_batch_may_be_left_empty(tokenizer, tmp_path):
         batch = collator(tokenizer)(examples, epoch=0)
         assert (batch.examples, batch.answers, batch.seconds, batch.label_count) == ([], [], 0, 0)
         assert len(batch.skipped) == len(examples)
+
+
+def test_an_answer_that_is_too_long_is_named(tokenizer, examples):
+    whole = collator(tokenizer)(examples, epoch=0)
+    lengths = {e.utterance.key: len(answer) - 1 for e, answer in zip(whole.examples, whole.answers)}
+    limit = sorted(lengths.values())[3]
+    batch = collator(tokenizer, max_answer_tokens=limit)(examples, epoch=0)
+    assert batch.skipped == [
+        f"{e.utterance.key}: its answer to {e.tasks[0].name} has {lengths[e.utterance.key]} tokens, "
+        f"more than the allowed {limit}"
+        for e in examples
+        if lengths[e.utterance.key] > limit
+    ]
+    assert 0 < len(batch.skipped) < 6
+    kept = [i for i, example in enumerate(whole.examples) if example in batch.examples]
+    assert [whole.prompts[i] for i in kept] == batch.prompts
+    assert [whole.answers[i] for i in kept] == batch.answers
+    assert {key: drawn(whole)[key] for key in drawn(batch)} == drawn(batch)
+
+
+def test_of_several_questions_only_those_with_a_long_answer_are_left_out(tokenizer, examples):
+    row = replace(examples[1].utterance, text="hello " * 30, labels={"gender": "male", "age": "old"})
+    both = (TASKS["asr"], COMBINATIONS["age+gender-only"])
+    asked = [Example(row, both), Example(replace(row, key="b"), both[:1])]
+    whole = collator(tokenizer)(asked, epoch=0)
+    batch = collator(tokenizer, max_answer_tokens=len(whole.answers[1]) - 1)(asked, epoch=0)
+    assert [line.split(" has ")[0] for line in batch.skipped] == [f"{key}: its answer to asr" for key in (row.key, "b")]
+    assert tokenizer.decode(batch.answers[0][:-1]) == "<old><male>"
+    assert (whole.about, batch.about) == ([0, 0, 1], [0])
+    assert (batch.prompts, batch.answers) == (whole.prompts[1:2], whole.answers[1:2])

@@ -1,5 +1,6 @@
 """A run that is killed and goes on ends exactly as one that was left alone."""
 
+import json
 import random
 import signal
 import time
@@ -198,6 +199,34 @@ def test_a_checkpoint_holds_what_it_says(finished):
     state = load_tensors(newest)
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
     assert {int(moments["step"]) for one in state["optimizer"] for moments in one["state"].values()} == {2}
+
+
+@pytest.mark.parametrize("change", ["another word", "a row less", "another order", "longer by a little"])
+def test_data_that_changed_in_between_is_refused(change, corpus, tmp_path, stop):
+    lines = (corpus / "train.jsonl").read_text("utf-8").replace('"wav": "', f'"wav": "{corpus}/').splitlines()
+    manifest = tmp_path / "mine.jsonl"
+    manifest.write_text("\n".join(lines), "utf-8")
+    recipe = tiny.recipe(corpus, tmp_path / "run", f"data.train.mine={{path: {manifest}}}")
+    stop(5)
+    with pytest.raises(StoppedError):
+        train(recipe)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.p*") if path.is_file()}
+    row = json.loads(lines[7])
+    changed = {
+        "another word": [*lines[:7], json.dumps({**row, "reply": "other"}), *lines[8:]],
+        "a row less": lines[:-1],
+        "another order": lines[::-1],
+        "longer by a little": [*lines[:7], json.dumps({**row, "duration": row["duration"] + 0.01}), *lines[8:]],
+    }
+    manifest.write_text("\n".join(changed[change]), "utf-8")
+    count = 39 if change == "a row less" else 40
+    with pytest.raises(ValueError, match=rf"changed since .*step_00000004: mine: 40 utterances, \w+ then; {count} utt"):
+        train(recipe)
+    assert {path: path.read_bytes() for path in before} == before
+    manifest.write_text("\n".join(lines), "utf-8")
+    stop(6)
+    with pytest.raises(StoppedError):
+        train(recipe)
 
 
 def test_another_recipe_in_the_same_folder_is_refused(corpus, tmp_path, stop):

@@ -162,7 +162,7 @@ def test_llm_weight_0_leaves_adapter_and_llm_out(corpus, tmp_path, utterances):
 
 
 def test_vectors_are_not_decayed_and_rates_follow_the_factor(corpus, tmp_path, utterances):
-    changes = ("stages.1.weight_decay=0.5", "stages.1.betas=[0.8, 0.9]")
+    changes = ("stages.1.weight_decay=0.5", "stages.1.betas=[0.8, 0.9]", "stages.1.eps=1e-6")
     recipe = tiny.recipe(corpus, tmp_path / "r", *changes)
     model, _ = build(recipe, utterances)
     parameters = freeze(model, recipe.stages[1])
@@ -171,7 +171,7 @@ def test_vectors_are_not_decayed_and_rates_follow_the_factor(corpus, tmp_path, u
     assert {id(p) for group in groups for p in group["params"]} == set(map(id, parameters))
     assert sum(len(group["params"]) for group in groups) == len(parameters)
     for group in groups:
-        assert group["betas"] == (0.8, 0.9)
+        assert (group["betas"], group["eps"]) == ((0.8, 0.9), 1e-6)
         for parameter in group["params"]:
             assert group["weight_decay"] == (0.5 if parameter.ndim > 1 else 0)
     optimizers.step(0.25)
