@@ -15,8 +15,6 @@ BOTH = (torch.float32, torch.bfloat16)
 SHORT = 512
 """Keys up to which two bfloat16 products beat torch's flash kernel (see benchmarks/attention.py)."""
 
-functional.packed_attention.impl("cpu", dtypes=BOTH, tolerance=sdpa.TOLERANCE)(sdpa.packed_attention)
-
 
 @functional.attention.impl("cpu", dtypes=BOTH, tolerance=sdpa.TOLERANCE)
 def attention(
@@ -45,6 +43,20 @@ def attention(
     # a query that may attend to nothing gives zero, not the mean
     dead = hidden.all(-1, keepdim=True)
     return torch.matmul(weight_BHTS, value).masked_fill(dead, 0.0).transpose(1, 2)
+
+
+@functional.packed_attention.impl("cpu", dtypes=BOTH, tolerance=sdpa.TOLERANCE)
+def packed_attention(
+    query_THD: Tensor,
+    key_TKD: Tensor,
+    value_TKD: Tensor,
+    *,
+    lengths: tuple[int, ...],
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """No masks; one call for neighbours of one length."""
+    return sdpa.by_length(attention, query_THD, key_TKD, value_TKD, lengths, causal=causal, scale=scale)
 
 
 @functional.swiglu.impl("cpu", dtypes=(torch.bfloat16,), tolerance={torch.bfloat16: (6e-2, 6e-2)})

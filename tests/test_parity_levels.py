@@ -56,12 +56,19 @@ def plant(monkeypatch, name, fault):
     monkeypatch.setitem(each.implementations, "cpu", wrong)
 
 
-@pytest.mark.parametrize(("level", "names"), [("ops", {"attention"}), ("modules", {"encoder", "adapter", "llm qwen2"})])
-def test_a_planted_scale_is_found_at_every_level(tmp_path, monkeypatch, capsys, level, names):
-    plant(monkeypatch, "attention", lambda x: 1.001 * x)
+@pytest.mark.parametrize(
+    ("op", "level", "names"),
+    [
+        ("attention", "ops", {"attention"}),
+        ("attention", "modules", {"llm qwen2"}),
+        ("packed_attention", "modules", {"encoder", "adapter", "packed llm qwen2"}),
+    ],
+)
+def test_a_planted_scale_is_found_at_every_level(tmp_path, monkeypatch, capsys, op, level, names):
+    plant(monkeypatch, op, lambda x: 1.001 * x)
     assert run(tmp_path, "--level", level, *FLOAT) == 1
     wrong = {row["name"] for row in report(tmp_path)["rows"] if not row["ok"]}
-    assert names <= wrong
+    assert names <= wrong < {row["name"] for row in report(tmp_path)["rows"]}
     assert "FAILED" in capsys.readouterr().out
     assert "do not hold" in (tmp_path / "parity.html").read_text("utf-8")
 
@@ -73,7 +80,7 @@ def test_a_fault_is_a_row_and_no_crash(tmp_path, monkeypatch):
     plant(monkeypatch, "rotary", broken)
     assert run(tmp_path, "--level", "modules,model,run", "--steps", "2", *FLOAT) == 1
     found = report(tmp_path)
-    assert sum("out of order" in row["fault"] for row in found["rows"]) == 4
+    assert sum("out of order" in row["fault"] for row in found["rows"]) == 6
     assert all(row["ok"] for row in found["rows"] if row["name"] in ("encoder", "adapter"))
 
 

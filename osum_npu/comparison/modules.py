@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from osum_npu import parity
 from osum_npu.comparison.formula import fill, tensor
+from osum_npu.models import packing
 from osum_npu.models.adapters import OsumAdapter, OsumAdapterConfig
-from osum_npu.models.llm import use_own_ops
+from osum_npu.models.llm import decode_packed, use_own_ops
 from osum_npu.models.whisper import WhisperEncoder, WhisperEncoderConfig
 from osum_npu.parity import Record, Row
 
@@ -32,16 +34,17 @@ _FRAMES = (37, 90, 61)
 """Mel frames, or embeddings, of the utterances of a batch."""
 
 
-class _Packed(nn.Module):
-    """A module whose result is cut to the utterances, one behind the other: what padding holds means nothing."""
+class _Values(nn.Module):
+    """A module's values, without the lengths that come with them."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, packed: bool) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.packed = module, packed
 
     def forward(self, x_BTC: Tensor, lengths: list[int]) -> Tensor:
-        out_BTC, length_B = self.module(x_BTC, torch.tensor(lengths, device=x_BTC.device))
-        return torch.cat([row[:length] for row, length in zip(out_BTC, length_B)])
+        x = packing.padded(lengths, x_BTC.shape[1], x_BTC.device).take(x_BTC.flatten(0, 1)) if self.packed else x_BTC
+        values: Tensor = self.module(x, lengths)[0]
+        return values
 
 
 class _Logits(nn.Module):
@@ -64,6 +67,23 @@ class _Logits(nn.Module):
         return logits_BTV[inside_BT]
 
 
+class _PackedLogits(nn.Module):
+    """The same logits, computed as a training does: of sequences that lie end to end."""
+
+    def __init__(self, llm: PreTrainedModel) -> None:
+        super().__init__()
+        self.llm = llm
+
+    def forward(self, x_BTC: Tensor, lengths: list[int]) -> Tensor:
+        longest, device = x_BTC.shape[1], x_BTC.device
+        sequences = [row[longest - length :] for row, length in zip(x_BTC, lengths)]
+        hidden_1LC = decode_packed(
+            self.llm, torch.cat(sequences)[None], packing.positions(lengths, device)[None], tuple(lengths)
+        )
+        logits_LV: Tensor = self.llm.get_output_embeddings()(hidden_1LC[0])
+        return logits_LV
+
+
 class _Case(NamedTuple):
     name: str
     mine: nn.Module
@@ -77,16 +97,18 @@ def _cases() -> Iterator[_Case]:
 
     frames = list(_FRAMES)
     mask_BT1 = (torch.arange(max(frames)) < torch.tensor(frames)[:, None])[..., None]
-    encoder = _Packed(fill(WhisperEncoder(WhisperEncoderConfig(width=64, layers=2, heads=4, max_frames=50))))
+    sizes_of_encoder = WhisperEncoderConfig(width=64, layers=2, heads=4, max_frames=50)
+    encoder = _Values(fill(WhisperEncoder(sizes_of_encoder)), packed=False)
     yield _Case("encoder", encoder, encoder, tensor("mel", 3, max(frames), 80) * mask_BT1, frames)
-    adapter = _Packed(fill(OsumAdapter(OsumAdapterConfig(layers=2, feed_forward=128), 64, 96)))
+    adapter = _Values(fill(OsumAdapter(OsumAdapterConfig(layers=2, feed_forward=128), 64, 96)), packed=True)
     yield _Case("adapter", adapter, adapter, tensor("encoded", 3, max(frames), 64), frames)
     sizes = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 6}
     more = {"num_key_value_heads": 2, "vocab_size": 211, "max_position_embeddings": 128, "attn_implementation": "sdpa"}
     for family in ("qwen2", "qwen3"):
         plain = fill(AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **more)))
-        own = _Logits(use_own_ops(copy.deepcopy(plain)))
-        yield _Case(f"llm {family}", own, _Logits(plain), tensor("embeddings", 3, max(frames), 96), frames)
+        own, x_BTC = use_own_ops(copy.deepcopy(plain)), tensor("embeddings", 3, max(frames), 96)
+        yield _Case(f"llm {family}", _Logits(own), _Logits(plain), x_BTC, frames)
+        yield _Case(f"packed llm {family}", _PackedLogits(own), _Logits(plain), x_BTC, frames)
 
 
 def check_modules(dtype: torch.dtype, device: torch.device, record: Record) -> Iterator[Row]:

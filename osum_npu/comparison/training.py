@@ -91,9 +91,7 @@ def _loss(model: SpeechLLM, batch: _Batch, device: torch.device, dtype: torch.dt
     if dtype is torch.float64:
         features_BTM = features_BTM.double()
     with torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16)):
-        output = model(
-            features_BTM, torch.tensor(batch.frames, device=device), batch.layout(model).to(device), batch.spellings
-        )
+        output = model(features_BTM, batch.frames, batch.layout(model).to(device), batch.spellings)
     assert output.ctc_sum is not None
     loss: Tensor = output.loss_sum / output.label_count + 0.3 * output.ctc_sum / output.ctc_count
     return loss

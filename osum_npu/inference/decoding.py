@@ -1,6 +1,7 @@
 """How an answer is searched for, and what ends it.
 
-Shapes: B utterances, R rows (a row for each beam of each utterance), L tokens so far, N block lengths, W window,
+Shapes: B utterances, E speech embeddings of all of them, H their width, R rows (a row for each beam of each utterance),
+L tokens so far, N block lengths, W window,
 V vocabulary, K likeliest tokens.
 """
 
@@ -90,7 +91,7 @@ def longest_answer(task: Task, utterance: Utterance, seconds: float) -> int:
 
 def decode(
     model: SpeechLLM,
-    speech_BEH: Tensor,
+    speech_EH: Tensor,
     lengths: Sequence[int],
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
@@ -103,7 +104,7 @@ def decode(
 
     Args:
         model: whose LLM answers.
-        speech_BEH: speech embeddings, of :meth:`SpeechLLM.hear`.
+        speech_EH: speech embeddings, of :meth:`SpeechLLM.hear`.
         lengths: how many there are of each utterance.
         prompts: token ids of each instruction.
         decoding: how to choose.
@@ -117,18 +118,18 @@ def decode(
     """
     if decoding.max_new_tokens is not None:
         limits = [decoding.max_new_tokens] * len(limits)
-    processors, stops = LogitsProcessorList(), StoppingCriteriaList([Limits(limits, speech_BEH.device)])
+    processors, stops = LogitsProcessorList(), StoppingCriteriaList([Limits(limits, speech_EH.device)])
     if decoding.cut_loops:
-        stops.append(Loops(speech_BEH.device))
+        stops.append(Loops(speech_EH.device))
     settings: dict[str, Any] = {"do_sample": False}
     if decoding.sample and decoding.beams > 1:
         settings = {"do_sample": True, "top_k": decoding.top_k, "top_p": decoding.top_p}
         torch.manual_seed(zlib.crc32("\n".join(seeds).encode()))
     elif decoding.sample:
         processors += [TopKLogitsWarper(decoding.top_k), TopPLogitsWarper(decoding.top_p)]
-        processors.append(Draw(seeds, max(limits), decoding.top_k, speech_BEH.device))
+        processors.append(Draw(seeds, max(limits), decoding.top_k, speech_EH.device))
     ids_BL = model.respond(
-        speech_BEH,
+        speech_EH,
         lengths,
         prompts,
         num_beams=decoding.beams,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import GenerationConfig
 
 from osum_npu import backend
-from osum_npu.audio.mel import log_mel
+from osum_npu.audio.mel import frame_count, log_mel
 from osum_npu.audio.read import AudioError, read_audio
 from osum_npu.checkpoints.model_directory import end_ids, load_model
 from osum_npu.inference.decoding import DECODINGS, Decoding, decode, longest_answer
@@ -148,8 +148,8 @@ class Engine:
         model = self.model
         padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(waves[i]) for i in group], batch_first=True)
         samples = torch.tensor([len(waves[i]) for i in group], device=self.device)
-        features, frames = log_mel(padded.to(self.device), samples, model.encoder.config.n_mels)
-        speech, lengths = model.hear(features.to(model.dtype), frames)
+        features, _ = log_mel(padded.to(self.device), samples, model.encoder.config.n_mels)
+        speech, lengths = model.hear(features.to(model.dtype), [frame_count(len(waves[i])) for i in group])
         answers: list[dict[str, Answer]] = [{} for _ in group]
         raw: list[dict[str, str]] = [{} for _ in group]
         for task in tasks:
@@ -157,7 +157,7 @@ class Engine:
             said = decode(
                 model,
                 speech,
-                lengths.tolist(),
+                lengths,
                 self.tokenizer(asked, add_special_tokens=False).input_ids,
                 self.decoding,
                 limits=[longest_answer(task, utterances[i], len(waves[i]) / 16000) for i in group],

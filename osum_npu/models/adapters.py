@@ -1,6 +1,7 @@
 """OSUM's adapter: from encoder frames of 20 ms to speech embeddings of 80 ms in the width of the LLM.
 
-Shapes: B utterances, F encoder frames, E speech embeddings, C channels, H width of the LLM.
+Shapes: F encoder frames and E speech embeddings of all utterances, end to end; P places, C channels, H width of the
+LLM.
 Source: ASLP-lab/OSUM, wenet/llm_asr (``down_sample_2``, ``speech_transformer``, ``speech_llama_proj``).
 """
 
@@ -16,7 +17,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from osum_npu import functional
-from osum_npu.models.whisper import Frames, Stride
+from osum_npu.models import packing
+from osum_npu.models.whisper import Stride
 from osum_npu.strict import STRICT
 
 
@@ -31,7 +33,7 @@ class OsumAdapterConfig:
     strides: tuple[Stride, Stride, Stride] = Field(default=(1, 2, 2), description="of the three convolutions")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout after attention and feed-forward, in training")
 
-    def length(self, frames: Frames) -> Frames:
+    def length(self, frames: int) -> int:
         """Return how many speech embeddings come of ``frames`` encoder frames."""
         for stride in self.strides:
             frames = (frames - 1) // stride + 1
@@ -49,6 +51,7 @@ class CausalDownsampling(nn.Module):
 
     def __init__(self, width: int, strides: Sequence[int]) -> None:
         super().__init__()
+        self.strides = tuple(strides)
         convolutions = [nn.Conv1d(width, width, kernel_size=3, stride=stride) for stride in strides]
         for conv in convolutions:  # torch's default halves the signal three times and leaves the biases
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
@@ -56,12 +59,15 @@ class CausalDownsampling(nn.Module):
             nn.init.zeros_(conv.bias)
         self.conv = nn.ModuleList(convolutions)
 
-    def forward(self, x_BFC: Tensor) -> Tensor:
-        """Return ``[B, E, C]``; every output sees only frames up to its own place."""
-        x_BCF = x_BFC.transpose(1, 2)
-        for conv in self.conv:
-            x_BCF = F.gelu(conv(F.pad(x_BCF, (2, 0))))
-        return x_BCF.transpose(1, 2)
+    def forward(self, x_FC: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Return ``[E, C]``; every output sees only frames up to its own place, of its own utterance."""
+        places = packing.spaced(lengths, self.strides, 2, x_FC.device)
+        x_1CP = places[0].spread(x_FC).T[None]
+        for i, conv in enumerate(self.conv):
+            if i:  # what a convolution makes of a gap would be seen by the next one
+                x_1CP = x_1CP * x_1CP.new_zeros(places[i].count).index_fill_(0, places[i].index_T, 1)
+            x_1CP = F.gelu(conv(F.pad(x_1CP, (2, 0))))
+        return places[-1].take(x_1CP[0].T)
 
 
 class AdapterBlock(nn.Module):
@@ -79,15 +85,15 @@ class AdapterBlock(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(width, feed_forward), nn.ReLU(), nn.Linear(feed_forward, width))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BEC: Tensor, mask_B1E: Tensor) -> Tensor:
-        """Return ``[B, E, C]``; ``mask`` is True where an embedding may be attended to."""
-        y_BEC = self.norm1(x_BEC)
-        query, key, value = (
-            project(y_BEC).unflatten(-1, (self.heads, -1)) for project in (self.query, self.key, self.value)
+    def forward(self, x_EC: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """Return ``[E, C]``."""
+        y_EC = self.norm1(x_EC)
+        query_EHD, key_EHD, value_EHD = (
+            project(y_EC).unflatten(-1, (self.heads, -1)) for project in (self.query, self.key, self.value)
         )
-        mixed = functional.attention(query, key, value, mask_BTS=mask_B1E).flatten(2)
-        x_BEC = x_BEC + self.dropout(self.out(mixed))
-        return x_BEC + self.dropout(self.feed_forward(self.norm2(x_BEC)))  # type: ignore[no-any-return]
+        mixed_EHD = functional.packed_attention(query_EHD, key_EHD, value_EHD, lengths=lengths)
+        x_EC = x_EC + self.dropout(self.out(mixed_EHD.flatten(1)))
+        return x_EC + self.dropout(self.feed_forward(self.norm2(x_EC)))  # type: ignore[no-any-return]
 
 
 class OsumAdapter(nn.Module):
@@ -110,25 +116,23 @@ class OsumAdapter(nn.Module):
         self.after_norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, llm_width)
 
-    def length(self, frames: Frames) -> Frames:
+    def length(self, frames: int) -> int:
         """Return how many speech embeddings come of ``frames`` encoder frames."""
         return self.config.length(frames)
 
-    def forward(self, x_BFC: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_FC: Tensor, lengths: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
         """Adapt encoder frames.
 
         Args:
-            x_BFC: encoder output; what lies behind an end cannot leak, as the convolutions are causal.
-            length_B: int64 encoder frames of each utterance.
+            x_FC: encoder output of all utterances, end to end.
+            lengths: encoder frames of each utterance.
 
         Returns:
-            (``[B, E, H]``, int64 ``[B]`` speech embeddings).
+            (``[E, H]``, the utterances end to end; speech embeddings of each).
         """
-        x_BEC = self.down(x_BFC)
-        out_B = self.length(length_B)
-        mask_B1E = (torch.arange(x_BEC.shape[1], device=x_BEC.device) < out_B[:, None])[:, None]
-        x_BEC = self.embed_norm(self.embed(x_BEC)) * math.sqrt(self.width)
-        x_BEC = x_BEC + self.positions[: x_BEC.shape[1]].to(x_BEC.dtype)
+        x_EC, out = self.down(x_FC, lengths), tuple(self.length(n) for n in lengths)
+        x_EC = self.embed_norm(self.embed(x_EC)) * math.sqrt(self.width)
+        x_EC = x_EC + self.positions[packing.positions(out, x_EC.device)].to(x_EC.dtype)
         for block in self.blocks:
-            x_BEC = block(x_BEC, mask_B1E)
-        return self.projection(self.after_norm(x_BEC)), out_B
+            x_EC = block(x_EC, out)
+        return self.projection(self.after_norm(x_EC)), out

@@ -1,20 +1,25 @@
-"""Where prompt, speech and answer stand in the sequence that the LLM reads.
+"""Where prompt, speech and answer stand in the sequences that the LLM reads.
 
-``[prompt][speech begin][speech][speech end][answer]``, for training and inference alike. All of it is integers of the
-host, made once a batch: the model then fills the sequence with one gather.
+``[prompt][speech begin][speech][speech end][answer]``, for training and inference alike. To learn, all sequences of a
+batch lie end to end in one row; to answer, they are a batch filled up on the left. All of it is integers of the host,
+made once a batch: the model then fills the sequences with one gather.
 
-Shapes: B sequences, L positions, N labelled positions.
+Shapes: B rows, L positions, N labelled positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+LENGTH_STEP = 64
+"""Positions in which a row of packed sequences grows: libraries prepare a kernel for each shape and keep it."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,8 @@ class Layout:
     """int64: flat positions (in B × L) whose output predicts a label."""
     label_N: Tensor
     """int64: the labels."""
-
-    stride: int
-    """Rows of the table that the speech embeddings of each utterance take; more of them, padding, are left out."""
+    packed: tuple[int, ...] | None
+    """Length of each sequence where all lie end to end in one row, what fills the row counted as one; else ``None``."""
 
     def to(self, device: torch.device) -> Layout:
         """Copy to a device."""
@@ -50,58 +54,81 @@ class Layout:
 def lay_out(
     prompts: Sequence[Sequence[int]],
     speech_lengths: Sequence[int],
-    answers: Sequence[Sequence[int]] | None = None,
-    *,
+    answers: Sequence[Sequence[int]],
     about: Sequence[int] | None = None,
-    multiple_of: int = 1,
-    padding: Literal["left", "right"] = "right",
 ) -> Layout:
-    """Arrange a batch.
+    """Arrange a batch to learn from: all sequences end to end in one row.
 
     Args:
         prompts: token ids of each instruction.
-        speech_lengths: speech embeddings of each utterance; the table holds them with the longest as row stride.
-        answers: token ids of each answer, end mark included; ``None`` at inference.
+        speech_lengths: speech embeddings of each utterance, which stand end to end in the table.
+        answers: token ids of each answer, end mark included.
         about: which utterance each instruction is about; by default there is one for each.
-        multiple_of: the length of the batch is one, so that its shape comes again.
-        padding: the side on which short sequences are filled up; left for generation.
     """
-    stride, batch = max(speech_lengths), len(prompts)
-    about = range(batch) if about is None else about
-    answers = answers if answers is not None else [()] * batch
+    lengths, *_ = parts = _sequences(prompts, speech_lengths, answers, about)
+    filling = -sum(lengths) % LENGTH_STEP
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    return _place(parts, starts, (1, sum(lengths) + filling), (*lengths, *([filling] if filling else [])))
+
+
+def lay_out_left(prompts: Sequence[Sequence[int]], speech_lengths: Sequence[int]) -> Layout:
+    """Arrange a batch to answer: a row for each sequence, all ending at the same place.
+
+    Args:
+        prompts: token ids of each instruction.
+        speech_lengths: speech embeddings of each utterance, which stand end to end in the table.
+    """
+    lengths, *_ = parts = _sequences(prompts, speech_lengths, [()] * len(prompts), None)
+    longest = max(lengths)
+    starts = np.arange(1, len(lengths) + 1) * longest - lengths
+    return _place(parts, starts, (len(lengths), longest), None)
+
+
+_Sequences = tuple[list[int], NDArray[np.int64], list[NDArray[np.int64]], NDArray[np.int64], NDArray[np.int64]]
+
+
+def _sequences(
+    prompts: Sequence[Sequence[int]],
+    speech_lengths: Sequence[int],
+    answers: Sequence[Sequence[int]],
+    about: Sequence[int] | None,
+) -> _Sequences:
+    """Return the lengths, all token ids, what each sequence takes from the table, labels and how many of each."""
+    about = range(len(prompts)) if about is None else about
     tokens = np.concatenate([np.asarray(ids, np.int64) for pair in zip(prompts, answers) for ids in pair])
-    first_speech = 3 + len(tokens)
-    heard = [speech_lengths[utterance] for utterance in about]
-    lengths = [len(p) + 2 + n + len(a) for p, n, a in zip(prompts, heard, answers)]
-    longest = -(-max(lengths) // multiple_of) * multiple_of
-    source = np.zeros((batch, longest), np.int64)
-    position = np.zeros((batch, longest), np.int64)
-    mask = np.zeros((batch, longest), np.bool_)
-    predictors: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
-    next_token = 3
-    for i, (prompt, n, answer, length) in enumerate(zip(prompts, heard, answers, lengths)):
-        start = longest - length if padding == "left" else 0
-        after_prompt, answer_start = next_token + len(prompt), start + length - len(answer)
-        source[i, start : start + length] = np.concatenate(
-            [
-                np.arange(next_token, after_prompt),
-                [1],
-                first_speech + about[i] * stride + np.arange(n),
-                [2],
-                np.arange(after_prompt, after_prompt + len(answer)),
-            ]
+    speech_starts = 3 + len(tokens) + np.cumsum(speech_lengths) - speech_lengths
+    sources, next_token = [], 3
+    for prompt, answer, utterance in zip(prompts, answers, about):
+        after_prompt, after_answer = next_token + len(prompt), next_token + len(prompt) + len(answer)
+        speech = speech_starts[utterance] + np.arange(speech_lengths[utterance])
+        sources.append(
+            np.concatenate(
+                [np.arange(next_token, after_prompt), [1], speech, [2], np.arange(after_prompt, after_answer)]
+            )
         )
-        next_token = after_prompt + len(answer)
-        position[i, start : start + length] = np.arange(length)
-        mask[i, start : start + length] = True
-        predictors.append(i * longest + np.arange(answer_start - 1, answer_start - 1 + len(answer)))
+        next_token = after_answer
     labels = np.concatenate([np.asarray(answer, np.int64) for answer in answers])
+    return [len(source) for source in sources], tokens, sources, labels, np.array([len(answer) for answer in answers])
+
+
+def _place(
+    parts: _Sequences, starts: NDArray[np.int64], shape: tuple[int, int], packed: tuple[int, ...] | None
+) -> Layout:
+    """Put sequences at their places in B × L."""
+    lengths, tokens, sources, labels, label_counts = parts
+    source, position = np.zeros(shape[0] * shape[1], np.int64), np.zeros(shape[0] * shape[1], np.int64)
+    within = np.concatenate([np.arange(length) for length in lengths])
+    places = np.repeat(starts, lengths) + within
+    source[places], position[places] = np.concatenate(sources), within
+    ends = starts + lengths
+    counted = np.concatenate([np.arange(count) for count in label_counts])
+    predictors = np.repeat(ends - label_counts - 1, label_counts) + counted
     return Layout(
         tokens=torch.from_numpy(tokens),
-        source_BL=torch.from_numpy(source),
-        mask_BL=torch.from_numpy(mask),
-        position_BL=torch.from_numpy(position),
-        predictor_N=torch.from_numpy(np.concatenate(predictors)),
+        source_BL=torch.from_numpy(source).view(shape),
+        mask_BL=torch.from_numpy(source).view(shape) != 0,
+        position_BL=torch.from_numpy(position).view(shape),
+        predictor_N=torch.from_numpy(predictors.astype(np.int64)),
         label_N=torch.from_numpy(labels),
-        stride=stride,
+        packed=packed,
     )

@@ -36,10 +36,16 @@ def _attention(
     scaling: float | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention as transformers asks for it; its boolean mask includes causality, no mask means causal."""
+    """Compute attention as transformers asks for it; its boolean mask includes causality, no mask means causal.
+
+    ``packed_lengths`` comes from :func:`decode_packed`.
+    """
     if more := [name for name in ("softcap", "s_aux") if settings.get(name) is not None]:
         raise ValueError(f"this LLM's attention needs {more[0]!r}, which this project's has not; choose another LLM")
     query, key, value = (x.transpose(1, 2) for x in (query_BHTD, key_BHTD, value_BHTD))
+    if (lengths := settings.get("packed_lengths")) is not None:
+        packed = functional.packed_attention(query[0], key[0], value[0], lengths=lengths, causal=True, scale=scaling)
+        return packed[None], None
     mask_BTS = None if attention_mask is None else attention_mask[:, 0]
     causal = attention_mask is None and query.shape[1] > 1
     return functional.attention(query, key, value, causal=causal, mask_BTS=mask_BTS, scale=scaling), None
@@ -146,6 +152,38 @@ def use_own_ops(llm: PreTrainedModel) -> PreTrainedModel:
         elif kind in _FEED_FORWARDS and llm.config.hidden_act == "silu":
             setattr(llm.get_submodule(parent), child, GatedMLP(module))
     return llm
+
+
+def decode_packed(llm: PreTrainedModel, x_1LC: Tensor, position_1L: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Run the layers of an LLM on sequences that lie end to end in one row; none sees another.
+
+    Args:
+        llm: made to use this project's ops.
+        x_1LC: embeddings.
+        position_1L: int64, the place of each within its sequence.
+        lengths: of the sequences; they add up to L.
+
+    Returns:
+        ``[1, L, C]``, the last hidden states.
+
+    Raises:
+        ValueError: a sequence is longer than the window that the LLM's attention sees.
+    """
+    window = getattr(llm.config, "sliding_window", None)
+    if window is not None and max(lengths) > window:
+        raise ValueError(
+            f"a sequence of {max(lengths)} positions is longer than the {window} that this LLM's attention sees: lower "
+            "data.max_seconds"
+        )
+    # a mask of four axes is taken as it is: transformers makes none of its own, which would be L × L
+    hidden_1LC: Tensor = llm.get_decoder()(
+        inputs_embeds=x_1LC,
+        attention_mask=x_1LC.new_empty(1, 1, 0, 0),
+        position_ids=position_1L,
+        use_cache=False,
+        packed_lengths=lengths,
+    ).last_hidden_state
+    return hidden_1LC
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Speech encoder, adapter and LLM as one model.
 
-Shapes: B utterances, T mel frames, M mel bins, F encoder frames, E speech embeddings, L positions, H width of the
-LLM, N labelled positions, V vocabulary.
+Shapes: B utterances, T mel frames, M mel bins; F encoder frames and E speech embeddings of all utterances, end to end;
+R rows and L positions of the LLM's input, H its width, N labelled positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ from transformers.initialization import no_init_weights
 
 from osum_npu import functional
 from osum_npu.checkpoints.shards import read_weights, write_weights
+from osum_npu.models import packing
 from osum_npu.models.adapters import OsumAdapter, OsumAdapterConfig
-from osum_npu.models.layout import Layout, lay_out
-from osum_npu.models.llm import build_llm, load_llm
+from osum_npu.models.layout import Layout, lay_out, lay_out_left
+from osum_npu.models.llm import build_llm, decode_packed, load_llm
 from osum_npu.models.lora import LoraSettings, add_lora, is_lora, peft_config
 from osum_npu.models.whisper import WhisperEncoder, WhisperEncoderConfig
 from osum_npu.tasks.text import split_words
 
 _MARK = re.compile(r"(<[^<>]+>)")
 
-_LENGTH_STEP = 8
-"""Positions in which the length of a batch grows in training; see ``osum_npu.data.plan.LENGTH_STEP``."""
 CROSS_ENTROPY_CHUNK = 1024
 """Label positions whose logits exist at the same time."""
 
@@ -133,58 +132,48 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
             about: which utterance each instruction is about.
         """
         lengths = [self.speech_length(n) for n in frames]
-        return lay_out(prompts, lengths, answers, about=about, multiple_of=_LENGTH_STEP)
+        return lay_out(prompts, lengths, answers, about)
 
-    def embed(self, speech_BEH: Tensor, layout: Layout) -> Tensor:
-        """Build the LLM's input ``[B, L, H]``, for training and inference alike.
+    def embed(self, speech_EH: Tensor, layout: Layout) -> Tensor:
+        """Build the LLM's input ``[R, L, H]``, for training and inference alike.
 
         Args:
-            speech_BEH: speech embeddings, padded to the longest or more.
+            speech_EH: speech embeddings of all utterances.
             layout: places of prompt, speech and answer.
         """
         tokens = self.llm.get_input_embeddings()(layout.tokens)
-        width, dtype = tokens.shape[-1], speech_BEH.dtype
-        table = torch.cat(
-            [
-                tokens.new_zeros(1, width).to(dtype),
-                self.marks.to(dtype),
-                tokens.to(dtype),
-                speech_BEH[:, : layout.stride].flatten(0, 1),
-            ]
-        )
+        width, dtype = tokens.shape[-1], speech_EH.dtype
+        table = torch.cat([tokens.new_zeros(1, width).to(dtype), self.marks.to(dtype), tokens.to(dtype), speech_EH])
         # a gather by index would add up gradients in an order that changes from run to run
         return F.embedding(layout.source_BL, table)
 
     def forward(
         self,
         features: Tensor,
-        frames: Tensor,
+        frames: Sequence[int],
         layout: Layout | None = None,
         spellings: Sequence[str] | None = None,
     ) -> SpeechLLMOutput:
         """Compute the losses of a batch; logits exist at label positions only.
 
         Args:
-            features: float ``[B, T, M]`` log-mel, zero behind each end.
-            frames: int64 ``[B]``.
-            layout: made by :func:`lay_out` with answers, on the model's device; ``None`` leaves adapter and LLM out.
+            features: float ``[B, T, M]`` log-mel.
+            frames: mel frames of each utterance.
+            layout: made by :meth:`layout`, on the model's device; ``None`` leaves adapter and LLM out.
             spellings: tagged transcripts for the CTC head; an empty one is left out of its loss, ``None`` leaves the
                 head out.
         """
-        encoded_BFC, length_B = self.encoder(features, frames)
+        encoded_FC, lengths = self.encoder(features, frames)
         ctc_sum, ctc_count = None, 0
         if spellings is not None:
-            ctc_sum, ctc_count = self._ctc(encoded_BFC, length_B, spellings)
+            ctc_sum, ctc_count = self._ctc(encoded_FC, lengths, spellings)
         if layout is None:
             return SpeechLLMOutput(features.new_zeros(()), 0, ctc_sum, ctc_count)
-        speech_BEH, _ = self.adapter(encoded_BFC, length_B)
-        hidden_BLH = self.llm.get_decoder()(
-            inputs_embeds=self.embed(speech_BEH, layout),
-            attention_mask=layout.mask_BL,
-            position_ids=layout.position_BL,
-            use_cache=False,
-        ).last_hidden_state
-        hidden_NH = hidden_BLH.flatten(0, 1)[layout.predictor_N]
+        speech_EH, _ = self.adapter(encoded_FC, lengths)
+        assert layout.packed is not None
+        embedded_1LH = self.embed(speech_EH, layout)
+        hidden_1LH = decode_packed(self.llm, embedded_1LH, layout.position_BL, layout.packed)
+        hidden_NH = packing.Places(layout.predictor_N, hidden_1LH.shape[1]).take(hidden_1LH[0])
         head = self.llm.get_output_embeddings()
         loss_sum = functional.linear_cross_entropy(hidden_NH, head.weight, layout.label_N, chunk=CROSS_ENTROPY_CHUNK)
         return SpeechLLMOutput(loss_sum, len(layout.label_N), ctc_sum, ctc_count)
@@ -199,19 +188,21 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         words = [word for part in _MARK.split(spelling) for word in ([part] if part in ids else split_words(part))]
         return [ids[unit] for word in words for unit in ([word] if word in ids else word) if unit in ids]
 
-    def _ctc(self, encoded_BFC: Tensor, length_B: Tensor, spellings: Sequence[str]) -> tuple[Tensor, int]:
+    def _ctc(self, encoded_FC: Tensor, lengths: Sequence[int], spellings: Sequence[str]) -> tuple[Tensor, int]:
         if self.ctc_head is None:
             raise ValueError("this model has no CTC head: set model.ctc, or ctc_weight to 0")
-        device, targets = encoded_BFC.device, [self.ctc_targets(spelling) for spelling in spellings]
+        device, targets = encoded_FC.device, [self.ctc_targets(spelling) for spelling in spellings]
         rows = [i for i, target in enumerate(targets) if target]
         if not rows:
-            return encoded_BFC.new_zeros(()), 0
-        log_probs_FBV = self.ctc_head(encoded_BFC[rows]).float().log_softmax(-1).transpose(0, 1)
+            return encoded_FC.new_zeros(()), 0
+        log_probs_FU = self.ctc_head(encoded_FC).float().log_softmax(-1)
+        longest = max(lengths)
+        log_probs_BFU = packing.padded(lengths, longest, device).spread(log_probs_FU).view(len(lengths), longest, -1)
         flat = [unit for target in targets for unit in target]
         loss = F.ctc_loss(
-            log_probs_FBV,
+            log_probs_BFU[rows].transpose(0, 1),
             torch.tensor(flat, device=device),
-            length_B[rows],
+            torch.tensor([lengths[i] for i in rows], device=device),
             torch.tensor([len(targets[i]) for i in rows], device=device),
             blank=self.ctc_head.out_features - 1,
             reduction="sum",
@@ -219,24 +210,24 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         )
         return loss, len(flat)
 
-    def hear(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn sound into speech embeddings: (``[B, E, H]``, int64 ``[B]`` how many of each utterance).
+    def hear(self, features: Tensor, frames: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
+        """Turn sound into speech embeddings: (``[E, H]``, how many of each utterance).
 
         Args:
-            features: float ``[B, T, M]`` log-mel, zero behind each end.
-            frames: int64 ``[B]``.
+            features: float ``[B, T, M]`` log-mel.
+            frames: mel frames of each utterance.
         """
-        speech: tuple[Tensor, Tensor] = self.adapter(*self.encoder(features, frames))
+        speech: tuple[Tensor, tuple[int, ...]] = self.adapter(*self.encoder(features, frames))
         return speech
 
     @torch.no_grad()
     def respond(
-        self, speech_BEH: Tensor, lengths: Sequence[int], prompts: Sequence[Sequence[int]], **settings: Any
+        self, speech_EH: Tensor, lengths: Sequence[int], prompts: Sequence[Sequence[int]], **settings: Any
     ) -> Tensor:
         """Answer a prompt about each utterance, in one left-padded batch.
 
         Args:
-            speech_BEH: of :meth:`hear`.
+            speech_EH: of :meth:`hear`.
             lengths: speech embeddings of each utterance.
             prompts: token ids of each instruction.
             settings: what :meth:`transformers.GenerationMixin.generate` takes. ``repetition_penalty`` counts the
@@ -245,11 +236,11 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         Returns:
             int64 ``[B, new tokens]``, the answers only.
         """
-        layout = lay_out(prompts, lengths, padding="left").to(speech_BEH.device)
+        layout = lay_out_left(prompts, lengths).to(speech_EH.device)
         # Given only embeddings, transformers' own penalty takes the first new tokens of a padded row for its padding.
         penalty = RepetitionPenaltyLogitsProcessor(settings.pop("repetition_penalty", 1.0))
         answer: Tensor = self.llm.generate(
-            inputs_embeds=self.embed(speech_BEH, layout),
+            inputs_embeds=self.embed(speech_EH, layout),
             attention_mask=layout.mask_BL.long(),
             repetition_penalty=1.0,
             logits_processor=LogitsProcessorList([penalty, *settings.pop("logits_processor", ())]),
@@ -257,10 +248,11 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         )
         return answer
 
-    def generate(self, features: Tensor, frames: Tensor, prompts: Sequence[Sequence[int]], **settings: Any) -> Tensor:
+    def generate(
+        self, features: Tensor, frames: Sequence[int], prompts: Sequence[Sequence[int]], **settings: Any
+    ) -> Tensor:
         """Hear and respond: :meth:`hear`, then :meth:`respond`."""
-        speech_BEH, length_B = self.hear(features, frames)
-        return self.respond(speech_BEH, length_B.tolist(), prompts, **settings)
+        return self.respond(*self.hear(features, frames), prompts, **settings)
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
         """Write ``config.json``, the weights, and LoRA in PEFT's own files.

@@ -1,16 +1,17 @@
 """The speech encoder: Whisper's, for utterances of any length.
 
 Parameter names are openai-whisper's (``blocks.0.attn.query.weight``), so its state dicts load as they are.
-Differences to the original: no padding to 30 s, a padding mask, and each utterance is computed as if it were alone.
+Differences to the original: no padding at all, and each utterance is computed as if it were alone.
 
-Shapes: B utterances, T frames of 10 ms, F encoder frames (of 20 ms with Whisper's strides), M mel bins, C channels,
-H heads, D head width.
+Shapes: B utterances, T frames of 10 ms, F encoder frames (of 20 ms with Whisper's strides) of all utterances, P places,
+M mel bins, C channels, H heads, D head width.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from osum_npu import functional
+from osum_npu.models import packing
 from osum_npu.strict import STRICT
 
-Frames = TypeVar("Frames", int, Tensor)
 Stride = Annotated[int, Field(ge=1, le=4)]
 
 
@@ -67,12 +68,13 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_BFC: Tensor, mask_B1F: Tensor | None) -> Tensor:
-        """Mix frames; ``mask`` is True where a frame may be attended to."""
-        query, key, value = (
-            project(x_BFC).unflatten(-1, (self.heads, -1)) for project in (self.query, self.key, self.value)
+    def forward(self, x_FC: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """Mix the frames of each utterance."""
+        query_FHD, key_FHD, value_FHD = (
+            project(x_FC).unflatten(-1, (self.heads, -1)) for project in (self.query, self.key, self.value)
         )
-        return self.out(functional.attention(query, key, value, mask_BTS=mask_B1F).flatten(2))  # type: ignore[no-any-return]
+        mixed_FHD = functional.packed_attention(query_FHD, key_FHD, value_FHD, lengths=lengths)
+        return self.out(mixed_FHD.flatten(1))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -86,10 +88,10 @@ class Block(nn.Module):
         self.mlp_ln = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BFC: Tensor, mask_B1F: Tensor | None) -> Tensor:
-        """Return ``[B, F, C]``."""
-        x_BFC = x_BFC + self.dropout(self.attn(self.attn_ln(x_BFC), mask_B1F))
-        return x_BFC + self.dropout(self.mlp(self.mlp_ln(x_BFC)))  # type: ignore[no-any-return]
+    def forward(self, x_FC: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """Return ``[F, C]``."""
+        x_FC = x_FC + self.dropout(self.attn(self.attn_ln(x_FC), lengths))
+        return x_FC + self.dropout(self.mlp(self.mlp_ln(x_FC)))  # type: ignore[no-any-return]
 
 
 class WhisperEncoder(nn.Module):
@@ -109,38 +111,43 @@ class WhisperEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.layers))
         self.ln_post = nn.LayerNorm(config.width)
 
-    def length(self, frames: Frames) -> Frames:
+    def length(self, frames: int) -> int:
         """Return how many encoder frames come of ``frames`` mel frames."""
         for stride in self.config.strides:
             frames = (frames - 1) // stride + 1
         return frames
 
-    def forward(self, mel_BTM: Tensor, frames_B: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, mel_BTM: Tensor, frames: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
         """Encode.
 
         Args:
-            mel_BTM: log-mel features, zero behind each end.
-            frames_B: int64 mel frames of each utterance.
+            mel_BTM: log-mel features; what lies behind an end is not looked at.
+            frames: mel frames of each utterance, at least 1.
 
         Returns:
-            (``[B, F, C]``, int64 ``[B]`` encoder frames). What lies behind an end is meaningless.
+            (``[F, C]``, the utterances end to end; encoder frames of each).
 
         Raises:
             ValueError: an utterance is longer than the position table.
         """
-        if self.length(mel_BTM.shape[1]) > self.config.max_frames:
+        if self.length(max(frames)) > self.config.max_frames:
             raise ValueError(
-                f"an utterance of {mel_BTM.shape[1] / 100:.2f} s is too long for this encoder, which takes "
+                f"an utterance of {max(frames) / 100:.2f} s is too long for this encoder, which takes "
                 f"{self.config.max_seconds:.2f} s: cut it, or raise model.encoder.max_frames and train"
             )
-        inside_BT = torch.arange(mel_BTM.shape[1], device=mel_BTM.device) < frames_B[:, None]
-        x_BCT = F.gelu(self.conv1(mel_BTM.transpose(1, 2)))
-        # Alone, an utterance ends in the convolution's zero padding: it must see the same zeros in a batch.
-        x_BCT = x_BCT * inside_BT[:, None, :: self.config.strides[0]]
-        x_BFC = F.gelu(self.conv2(x_BCT)).transpose(1, 2)
-        length_B = self.length(frames_B)
-        x_BFC = x_BFC + self.positional_embedding[: x_BFC.shape[1]].to(x_BFC.dtype)
-        mask_B1F = (torch.arange(x_BFC.shape[1], device=x_BFC.device) < length_B[:, None])[:, None]
+        x_FC, lengths = self.convolve(mel_BTM, frames)
+        x_FC = x_FC + self.positional_embedding[packing.positions(lengths, x_FC.device)].to(x_FC.dtype)
         for block in self.blocks:
-            x_BFC = block(x_BFC, mask_B1F)
-        return self.ln_post(x_BFC), length_B
+            x_FC = block(x_FC, lengths)
+        return self.ln_post(x_FC), lengths
+
+    def convolve(self, mel_BTM: Tensor, frames: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
+        """Compute what the blocks begin with: (``[F, C]``, encoder frames of each utterance)."""
+        device = mel_BTM.device
+        before, between, after = packing.spaced(frames, self.config.strides, 1, device)
+        mel_PM = before.spread(packing.padded(frames, mel_BTM.shape[1], device).take(mel_BTM.flatten(0, 1)))
+        x_1CP = F.gelu(self.conv1(mel_PM.T[None]))
+        # Alone, an utterance ends in the convolution's zero padding: it must see the same zeros here.
+        inside_P = x_1CP.new_zeros(between.count).index_fill_(0, between.index_T, 1)
+        x_1CP = F.gelu(self.conv2(x_1CP * inside_P))
+        return after.take(x_1CP[0].T), tuple(self.length(n) for n in frames)

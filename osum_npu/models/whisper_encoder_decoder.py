@@ -27,6 +27,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from osum_npu import functional
 from osum_npu.checkpoints.whisper import encoder_state
+from osum_npu.models import packing
 from osum_npu.models.llm import ATTENTION
 from osum_npu.models.speech_llm import CROSS_ENTROPY_CHUNK, SpeechLLMOutput
 from osum_npu.models.whisper import WhisperEncoder, WhisperEncoderConfig
@@ -174,18 +175,20 @@ class WhisperEncoderDecoder(nn.Module):
         return DecoderLayout(token_BL, torch.cat(places), labels, torch.tensor(about))
 
     def forward(
-        self, features: Tensor, frames: Tensor, layout: DecoderLayout, _spellings: None = None
+        self, features: Tensor, frames: Sequence[int], layout: DecoderLayout, _spellings: None = None
     ) -> SpeechLLMOutput:
         """Compute the loss of a batch; logits exist at label positions only.
 
         Args:
             features: float ``[B, T, M]`` log-mel, zero behind each end.
-            frames: int64 ``[B]``.
+            frames: mel frames of each utterance.
             layout: of :meth:`layout`, on the model's device.
             _spellings: for the CTC head, which this model does not have.
         """
-        encoded_BFC, length_B = self.encoder(features, frames)
-        inside_BF = torch.arange(encoded_BFC.shape[1], device=features.device) < length_B[:, None]
+        encoded_FC, lengths = self.encoder(features, frames)
+        longest, device = max(lengths), features.device
+        encoded_BFC = packing.padded(lengths, longest, device).spread(encoded_FC).view(len(lengths), longest, -1)
+        inside_BF = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
         encoded_BFC, inside_BF = encoded_BFC[layout.about_B], inside_BF[layout.about_B]
         hidden_BLC = self._decode(layout.token_BL, encoded_BFC, inside_BF[:, None, None])
         hidden_NC = hidden_BLC.flatten(0, 1)[layout.predictor_N]

@@ -252,15 +252,15 @@ class _Run:
 
     def _forward(self, stage: Stage, batch: Batch) -> SpeechLLMOutput:
         model = self.model
-        features, frames = log_mel(
+        features, _ = log_mel(
             batch.wave_BS.to(self.device), torch.tensor(batch.samples, device=self.device), model.encoder.config.n_mels
         )
+        frames = [frame_count(n) for n in batch.samples]
         if batch.drawn is not None:
             features = apply(features, batch.drawn)
         layout = None
         if stage.llm_weight:
-            lengths = [frame_count(n) for n in batch.samples]
-            layout = model.layout(lengths, batch.prompts, batch.answers, batch.about).to(self.device)
+            layout = model.layout(frames, batch.prompts, batch.answers, batch.about).to(self.device)
         with self._autocast():
             output: SpeechLLMOutput = model(features, frames, layout, batch.spellings if stage.ctc_weight else None)
         return output

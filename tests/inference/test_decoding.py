@@ -170,13 +170,18 @@ def heard(model):
     """Speech embeddings of several lengths, prompts of several lengths."""
     torch.manual_seed(1)
     lengths = [6, 2, 9, 4, 7, 3]
-    speech = torch.randn(len(lengths), max(lengths), model.llm.config.hidden_size)
+    speech = torch.randn(sum(lengths), model.llm.config.hidden_size)
     prompts = [[5 + i, 9, 40][: 1 + i % 3] for i in range(len(lengths))]
     return speech, lengths, prompts
 
 
+def some(heard, rows):
+    speech, lengths, prompts = heard
+    return torch.cat(speech.split(lengths)[rows]), lengths[rows], prompts[rows]
+
+
 def answers(model, heard, decoding, limit=160, ends=(END,), rows=slice(None)):
-    speech, lengths, prompts = (part[rows] for part in heard)
+    speech, lengths, prompts = some(heard, rows)
     seeds = [f"u{length}" for length in lengths]
     limits = [limit] * len(lengths)
     return decode(model, speech, lengths, prompts, decoding, limits=limits, ends=ends, seeds=seeds)
@@ -239,7 +244,7 @@ def test_released_settings_are_those_of_generate(model, heard, name, monkeypatch
         monkeypatch.setattr(torch, "multinomial", draw)
     settings = {"num_beams": decoding.beams, "do_sample": True, "max_new_tokens": 400, "min_length": 1, "top_k": 5}
     settings |= {"top_p": 0.9, "repetition_penalty": 1.05, "length_penalty": 1.0, "temperature": 1.0}
-    speech, lengths, prompts = (part[one] for part in heard)
+    speech, lengths, prompts = some(heard, one)
     torch.manual_seed(zlib.crc32(b"u9"))
     (ids,) = model.respond(speech, lengths, prompts, eos_token_id=END, pad_token_id=END, **settings).tolist()
     assert said == list(takewhile(lambda token: token != END, ids))
@@ -264,7 +269,7 @@ def test_each_answer_ends_at_its_own_limit(model, heard, name):
     for i, said in enumerate(together):
         rows = slice(i, i + 1)
         settings["seeds"] = ["s"]
-        (alone,) = decode(model, speech[rows], lengths[rows], prompts[rows], limits=limits[rows], **settings)
+        (alone,) = decode(model, *some(heard, rows), limits=limits[rows], **settings)
         assert said == alone
 
 

@@ -198,7 +198,7 @@ def test_in_half_precision_the_positions_stay_exact(tmp_path, monkeypatch):
             assert torch.equal(halved.get_buffer(name), buffer), name
     assert "llm.model.rotary_emb.inv_freq" in dict(exact.named_buffers())
     sound = 0.1 * torch.randn(1, 60, 80, dtype=torch.bfloat16)
-    said = halved.generate(sound, torch.tensor([60]), [[1, 2]], max_new_tokens=3, do_sample=False, pad_token_id=0)
+    said = halved.generate(sound, [60], [[1, 2]], max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert said.shape == (1, 3)
 
 

@@ -126,7 +126,7 @@ def test_threads_do_not_change_the_order_of_sums(corpus, tmp_path):
     model.requires_grad_(True)
     layout = lay_out([[5, 6]] * 3000, [4] * 3000, [[7]] * 3000)
     torch.manual_seed(0)
-    speech, slope = torch.randn(3000, 4, 32, requires_grad=True), torch.randn(3000, 9, 32)
+    speech, slope = torch.randn(12000, 32, requires_grad=True), torch.randn(*layout.source_BL.shape, 32)
     torch.set_num_threads(2)
     found = []
     for _ in range(20):
