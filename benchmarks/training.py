@@ -1,0 +1,330 @@
+"""A training step of this project against padded ones: sound by second, memory, and how much of the machine is used.
+
+    OMP_NUM_THREADS=1 python benchmarks/training.py FOLDER [--json FILE] [--rounds 5]
+
+FOLDER holds a `train.jsonl` with transcripts, such as speechocean762. The model: encoder 384 × 6, the adapter of OSUM,
+a frozen Qwen2 of 512 × 8 with the real vocabulary, LoRA. Encoder, adapter and LoRA learn by AdamW from utterances of 2
+to 8 s, in the batches of this project's plan: of similar lengths, the same for all sides. A step goes from samples to
+the update. The sides take turns, in one process and one thread:
+
+    ours              packed, logits at labels alone
+    padded            as the reference systems do it; see padded_reference.py
+    Qwen2-Audio       transformers' class at equal sizes; its encoder hears 30 s of every utterance
+
+Before anything is timed, ours and padded must give the same loss. Memory is measured in a process for each side: the
+peak over the loaded weights. gemm_share: floating-point operations that the model needs (osum_npu/models/flops.py:
+encoder, adapter, frozen LLM forward and its gradient to the input, LoRA, logits of labels) by CPU second, over those of
+a large matrix product, which is timed between the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import multiprocessing
+import platform
+import random
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from padded_reference import PaddedReference
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from osum_npu.audio.mel import frame_count, log_mel
+from osum_npu.config import Stage
+from osum_npu.data.collate import Batch, Collator
+from osum_npu.data.plan import WeightedSource, plan_epoch
+from osum_npu.data.sources import read_source
+from osum_npu.models.adapters import OsumAdapterConfig
+from osum_npu.models.flops import Work, count_flops
+from osum_npu.models.layout import lay_out
+from osum_npu.models.lora import LoraSettings, add_lora
+from osum_npu.models.speech_llm import SpeechLLM, make_config
+from osum_npu.models.tokenizer import train_tokenizer
+from osum_npu.models.whisper import WhisperEncoderConfig
+from osum_npu.training.optimizer import Optimizers, freeze
+
+VOCABULARY, SMALL_VOCABULARY = 151_936, 4_096
+BATCH_SECONDS = 60.0
+STEPS = 2
+"""Steps of a side in a round."""
+STAGE = Stage(name="bench", trainable=["encoder", "adapter", "lora"], steps=1, learning_rate=1e-4)
+GEMM = 1536
+"""Side of the matrices whose product is the machine's ceiling."""
+STEADY = 0.1
+"""A run is void whose ceiling moves by more."""
+
+
+def read_batches(folder: Path, count: int) -> list[Batch]:
+    """Return batches of real utterances, tokenized by a tokenizer of their own texts."""
+    utterances, _ = read_source(folder / "train.jsonl", 8.0)
+    chosen = [u for u in utterances if u.text and 2.0 <= (u.duration or 0.0) <= 8.0]
+    tokenizer = train_tokenizer([u.text for u in chosen if u.text], [], SMALL_VOCABULARY)
+    steps = plan_epoch([WeightedSource(chosen)], {"asr": 1.0}, batch_seconds=BATCH_SECONDS, seed=0, epoch=0)
+    collate = Collator(tokenizer=tokenizer, n_mels=80, seed=0, spec_augment=None, max_seconds=8.0)
+    return [collate(step, 0) for step in random.Random(0).sample(steps, count)]
+
+
+def make_model(vocabulary: int) -> SpeechLLM:
+    """Build the bench model; its LLM is frozen."""
+    torch.manual_seed(0)
+    llm = {
+        "model_type": "qwen2",
+        "hidden_size": 512,
+        "intermediate_size": 1376,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": True,
+    }
+    encoder = WhisperEncoderConfig(width=384, layers=6, heads=6, max_frames=1500)
+    return SpeechLLM(make_config(encoder, OsumAdapterConfig(), llm, LoraSettings(rank=8)))
+
+
+def features(batch: Batch, seconds: float | None = None) -> tuple[Tensor, Tensor]:
+    """Compute the log-mel features of a batch, padded to ``seconds`` or to its longest."""
+    wave_BS = (
+        batch.wave_BS
+        if seconds is None
+        else nn.functional.pad(batch.wave_BS, (0, round(seconds * 16000) - batch.wave_BS.shape[1]))
+    )
+    return log_mel(wave_BS, torch.tensor(batch.samples))
+
+
+Loss = Callable[[Batch], Tensor]
+
+
+def ours(vocabulary: int) -> tuple[nn.Module, Loss]:
+    """Return this project's model and its mean loss of a batch."""
+    model = make_model(vocabulary)
+    freeze(model, STAGE)
+
+    def loss(batch: Batch) -> Tensor:
+        mel, _ = features(batch)
+        frames = [frame_count(n) for n in batch.samples]
+        output = model(mel, frames, model.layout(frames, batch.prompts, batch.answers, batch.about))
+        return output.loss_sum / output.label_count  # type: ignore[no-any-return]
+
+    return model, loss
+
+
+def padded(vocabulary: int) -> tuple[nn.Module, Loss]:
+    """Return the padded reference and its mean loss."""
+    model = PaddedReference(make_model(vocabulary))
+    return model, lambda batch: model(*features(batch), batch.prompts, batch.answers)
+
+
+def qwen2_audio(vocabulary: int) -> tuple[nn.Module, Loss]:
+    """Return transformers' Qwen2-Audio of the same sizes and its mean loss."""
+    from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
+
+    torch.manual_seed(0)
+    mine = make_model(vocabulary).config
+    heard, audio_token = mine.encoder, vocabulary - 1
+    audio = {
+        "num_mel_bins": 80,
+        "d_model": heard["width"],
+        "encoder_layers": heard["layers"],
+        "encoder_attention_heads": heard["heads"],
+        "encoder_ffn_dim": 4 * heard["width"],
+        "max_source_positions": 1500,
+    }
+    model = Qwen2AudioForConditionalGeneration(
+        Qwen2AudioConfig(audio_config=audio, text_config=dict(mine.llm), audio_token_index=audio_token)
+    )
+    llm = model.model.language_model
+    llm.requires_grad_(False)
+    model.lm_head.requires_grad_(False)
+    add_lora(llm, LoraSettings(**mine.lora))
+
+    def loss(batch: Batch) -> Tensor:
+        mel_BTM, frames_B = features(batch, 30.0)
+        heard_B = ((frames_B - 1) // 2 + 1 - 2) // 2 + 1
+        rows = [[*p, *[audio_token] * int(n), *a] for p, n, a in zip(batch.prompts, heard_B, batch.answers)]
+        longest = max(map(len, rows))
+        ids_BL = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+        inside_BL = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
+        label_BL = torch.full_like(ids_BL, -100)
+        for row, answer, labels in zip(rows, batch.answers, label_BL):
+            labels[len(row) - len(answer) : len(row)] = torch.tensor(answer)
+        frames = torch.arange(mel_BTM.shape[1]) < frames_B[:, None]
+        output = model(
+            input_ids=ids_BL,
+            attention_mask=inside_BL.long(),
+            input_features=mel_BTM.transpose(1, 2),
+            feature_attention_mask=frames.long(),
+            labels=label_BL,
+            use_cache=False,
+        )
+        return output.loss  # type: ignore[no-any-return]
+
+    return model, loss
+
+
+SIDES: dict[str, Callable[[int], tuple[nn.Module, Loss]]] = {"ours": ours, "padded": padded, "qwen2_audio": qwen2_audio}
+
+
+@dataclass
+class Side:
+    """One contestant, ready to step."""
+
+    model: nn.Module
+    loss: Loss
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        self.model.train()
+        learns = [p for p in self.model.parameters() if p.requires_grad]
+        self.parameters, self.optimizer = learns, torch.optim.AdamW(learns, lr=1e-4, fused=True)
+        if isinstance(self.model, SpeechLLM):
+            self.optimizer = Optimizers(self.model, STAGE).all[0]
+
+    def step(self, batch: Batch) -> float:
+        """Learn from a batch; return its loss."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+            loss = self.loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.parameters, 5.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.item()
+
+
+def gemm_rate() -> float:
+    """Return the floating-point operations of a large float32 product by CPU second."""
+    a, b = torch.randn(GEMM, GEMM), torch.randn(GEMM, GEMM)
+    times = []
+    for _ in range(5):
+        began = time.process_time()
+        a @ b
+        times.append(time.process_time() - began)
+    return 2 * GEMM**3 / statistics.median(times)
+
+
+def needed(model: SpeechLLM, batch: Batch) -> float:
+    """Return the floating-point operations that a step needs."""
+    frames = [frame_count(n) for n in batch.samples]
+    lengths = lay_out(batch.prompts, [model.speech_length(n) for n in frames], batch.answers).packed
+    assert lengths is not None
+    work = Work(frames, lengths[: len(frames)], batch.label_count)
+    return sum(part.total for part in count_flops(model.config, STAGE.trainable, work).values())
+
+
+def race(
+    names: Sequence[str], vocabulary: int, dtype: torch.dtype, batches: list[Batch], rounds: int
+) -> dict[str, Any]:
+    """Let sides take turns; return the median seconds of sound by CPU second of each, and ours over the ceiling."""
+    sides = {name: Side(*SIDES[name](vocabulary), dtype) for name in names}
+    if dtype is torch.float32:
+        losses = {name: sides[name].loss(batches[0]).item() for name in ("ours", "padded")}
+        if abs(losses["ours"] / losses["padded"] - 1) > 1e-4:
+            raise SystemExit(f"the sides compute different losses: {losses}")
+    mine = sides["ours"].model
+    assert isinstance(mine, SpeechLLM)
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    shares, ceilings = [], []
+    for name in names:
+        sides[name].step(batches[0])
+    for turn in tqdm(range(rounds), desc=f"{str(dtype)[6:]} {vocabulary}", leave=False):
+        part = [batches[(turn * STEPS + i) % len(batches)] for i in range(STEPS)]
+        sound = sum(batch.seconds for batch in part)
+        ceilings.append(gemm_rate())
+        for name in names:
+            began = time.process_time()
+            for batch in part:
+                sides[name].step(batch)
+            spent = time.process_time() - began
+            rates[name].append(sound / spent)
+            if name == "ours":
+                shares.append(sum(needed(mine, batch) for batch in part) / spent / ceilings[-1])
+    moved = max(ceilings) / min(ceilings) - 1
+    return {
+        "seconds_of_sound_by_cpu_second": {name: statistics.median(values) for name, values in rates.items()},
+        "share": statistics.median(shares),
+        "ceiling_gflops": statistics.median(ceilings) / 1e9,
+        "ceiling_moved": moved,
+        "void": moved > STEADY,
+    }
+
+
+def _status(name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text("utf-8"))
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def _peak(name: str, dtype: torch.dtype, batches: list[Batch], answer: Any) -> None:
+    torch.set_num_threads(1)
+    side = Side(*SIDES[name](VOCABULARY), dtype)
+    gc.collect()
+    loaded = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    for batch in batches[:3]:
+        side.step(batch)
+    answer.put(_status("VmHWM") - loaded)
+
+
+def peak(name: str, dtype: torch.dtype, batches: list[Batch]) -> int:
+    """Return the bytes that a side takes above its loaded weights, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    answer = context.Queue()
+    process = context.Process(target=_peak, args=(name, dtype, batches, answer))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"measuring the memory of {name} failed")
+    return int(answer.get())
+
+
+def main() -> None:
+    """Measure, print, and write ``--json``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="with train.jsonl of transcribed recordings")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side (default: %(default)s)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], action="append", help="one only (default: both)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    batches = read_batches(args.folder, 10)
+    sound = statistics.mean(batch.seconds for batch in batches)
+    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {sound:.0f} s of sound a step")
+    figures: dict[str, Any] = {}
+    for dtype in [getattr(torch, name) for name in args.dtype or ("float32", "bfloat16")]:
+        rivals = ["ours", "padded", *(["qwen2_audio"] if dtype is torch.float32 else [])]
+        large = race(rivals, VOCABULARY, dtype, batches, args.rounds)
+        small = race(["ours", "padded"], SMALL_VOCABULARY, dtype, batches, args.rounds)
+        memory = {name: peak(name, dtype, batches) for name in ("ours", "padded")}
+        rate, rate_small = (each["seconds_of_sound_by_cpu_second"] for each in (large, small))
+        row = {
+            "vs_padded": rate["ours"] / rate["padded"],
+            "vs_padded_small_vocabulary": rate_small["ours"] / rate_small["padded"],
+            "vs_qwen2_audio": rate["ours"] / rate["qwen2_audio"] if "qwen2_audio" in rate else None,
+            "memory_vs_padded": memory["ours"] / memory["padded"],
+            "gemm_share": large["share"],
+        }
+        figures[str(dtype)[6:]] = row
+        print(f"\n{str(dtype)[6:]}: seconds of sound by CPU second, medians of {args.rounds} rounds")
+        for name, value in rate.items():
+            print(f"  {name:<12} {value:8.2f}")
+        for name, value in rate_small.items():
+            print(f"  {name:<12} {value:8.2f}   vocabulary of {SMALL_VOCABULARY}")
+        print("  memory above the weights: " + ", ".join(f"{n} {b / 2**20:.0f} MiB" for n, b in memory.items()))
+        print(f"  ceiling {large['ceiling_gflops']:.0f} GFLOP/s, moved by {large['ceiling_moved']:.1%}")
+        if large["void"] or small["void"]:
+            print("  VOID: the ceiling moved too much; run it on a quiet machine")
+        print("  " + ", ".join(f"{n} {v:.3f}" for n, v in row.items() if v is not None))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
