@@ -76,7 +76,7 @@ def test_the_emulated_msrun_gives_what_the_real_one_gives(options, extra, tmp_pa
 def quickstart(tmp_path_factory):
     """The quickstart's recipe on a small corpus, three steps a stage; as words of the command line."""
     corpus = tmp_path_factory.mktemp("corpus") / "corpus"
-    synthesize(corpus, {"train": 120, "dev": 16})
+    synthesize(corpus, {"train": 120, "dev": 16, "test": 16})
     places = [f"data.{split}.corpus.path={corpus / split}.jsonl" for split in ("train", "dev")]
     return ROOT / "recipes/quickstart/recipe.yaml", [*places, *(f"stages.{i}.steps=3" for i in range(3)), "log_every=1"]
 
