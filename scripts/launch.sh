@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # What msrun_train.sh and torchrun_train.sh share: the command line, and a run that starts and ends as a whole.
-# They source it, set `port`, and call `parse` and `run`.
+# They source it and call `parse`, with the port where the launcher's users expect the ranks to meet, and `run`.
 
 GRACE=60 # seconds that ranks have to end after a signal
 
@@ -24,8 +24,9 @@ Trains a recipe on one node, or on several by the same command line on each of t
 END
 }
 
-# Read the command line into words, nodes, node_rank, master, port, devices, logs.
+# Read a default port and the command line into words, nodes, node_rank, master, port, devices, logs.
 parse() {
+    port=$1 && shift
     words=() nodes=1 node_rank='' master='' devices='' logs=''
     local option
     while (($#)); do
@@ -73,7 +74,9 @@ check_place() {
 
 # Fail unless an option's value is an integer within bounds.
 whole() {
-    [[ $2 =~ ^(0|[1-9][0-9]{0,8})$ ]] && (($2 >= $3 && $2 <= $4)) || fail "$1 $2: wanted an integer from $3 to $4"
+    if [[ ! $2 =~ ^(0|[1-9][0-9]{0,8})$ ]] || (($2 < $3 || $2 > $4)); then
+        fail "$1 $2: wanted an integer from $3 to $4"
+    fi
 }
 
 # Run a launcher; end with its status, or with 128 + signal where a signal stopped the run. No process is left behind.

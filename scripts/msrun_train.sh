@@ -8,8 +8,7 @@ set -euo pipefail
 # shellcheck source=scripts/launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
-port=8118
-parse "$@"
+parse 8118 "$@"
 command -v msrun >/dev/null || fail "there is no msrun in PATH; it comes with MindSpore (pip install mindspore," \
     "in an environment of its own whose bin folder comes last in PATH), or take scripts/torchrun_train.sh"
 # without --join msrun would return at once and leave the run in the background

@@ -8,8 +8,7 @@ set -euo pipefail
 # shellcheck source=scripts/launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
-port=29500
-parse "$@"
+parse 29500 "$@"
 run python -m torch.distributed.run --nnodes="$nodes" --nproc-per-node="$devices" --node-rank="$node_rank" \
     --master-addr="$master" --master-port="$port" --log-dir="$logs" --tee=3 \
     -m osum_npu train "${words[@]}"

@@ -49,7 +49,6 @@ class Launch:
         variables = {
             **os.environ,
             "PATH": os.pathsep.join(folders),
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "OMP_NUM_THREADS": "1",
             "OSUM_BACKEND": "cpu",
             "GLOO_SOCKET_IFNAME": "lo",
