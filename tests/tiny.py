@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
+import launching
 import numpy as np
 import soundfile
 import torch
@@ -183,11 +185,12 @@ WITHOUT_CHANCE = (
 """Overrides of the tiny recipe after which a training draws no random numbers, whose order differs by device."""
 
 
-def torchrun(*words, processes, env=None):
-    """Run the command line in several processes, which meet on a free port of this machine."""
-    call = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "OSUM_BACKEND": "cpu", **(env or {})}
-    return subprocess.run([*call, "-m", "osum_npu", *map(str, words)], capture_output=True, text=True, env=variables)
+def torchrun(recipe, *changes, processes, env=None):
+    """Train in several processes by ``scripts/torchrun_train.sh``, which meet on a free port of this machine."""
+    words = [f"--devices={processes}", f"--port={launching.free_port()}", "--", *map(str, changes)]
+    launch = launching.Launch("torchrun_train.sh", recipe, *words, cwd=Path(recipe).parent, env=env)
+    status, output = launch.end()
+    return subprocess.CompletedProcess(launch.process.args, status, output)
 
 
 def python(*words, env=None):

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from osum_npu import __version__
+from osum_npu import __version__, launch
 from osum_npu.cli import average, check, convert, data, doctor, evaluate, infer, parity, quickstart, show, train
 
 VERBS = (quickstart, train, check, show, infer, evaluate, data, convert, average, doctor, parity)
@@ -29,10 +29,14 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit status: 0 done, 1 the verb found something wrong, 2 it could not start."""
+    if launch.is_scheduler():
+        print("osum-npu: msrun's copy for a scheduler, which is not needed; done")
+        return 0
     args = make_parser().parse_args(argv)
     # transformers prints advice about settings that are ours to make
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
+        launch.prepare()
         return int(args.run(args))
     except ValueError as error:
         print(f"osum-npu: {error}" if "\n" not in str(error) else str(error), file=sys.stderr)
