@@ -212,6 +212,9 @@ class Recipe:
     activation_checkpointing: bool = Field(
         default=False, description="compute blocks of encoder, decoder and LLM again for the gradient: less memory"
     )
+    sharding: Literal["none", "full", "hybrid"] = Field(
+        default="none", description="divide weights, gradients and optimiser among all ranks, or among those of a node"
+    )
     checkpoint_every: int = Field(default=500, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="how many to keep")
     dev_every: int = Field(default=500, ge=1, description="steps between measurements of the dev loss")
@@ -317,6 +320,12 @@ def _contradictions(settings: Mapping[str, Any]) -> list[tuple[Place, str]]:
         return found
     if settings.get("device_adamw") is True and len(stages) > 1:
         found.append((("device_adamw",), f"cannot change what learns, and there are {len(stages)} stages"))
+    if settings.get("sharding") in ("full", "hybrid"):
+        found += [
+            (("stages", i, "muon_learning_rate"), "Muon needs whole matrices; set sharding: none, or leave it out")
+            for i, stage in enumerate(stages)
+            if isinstance(stage, dict) and stage.get("muon_learning_rate")
+        ]
     names = [stage.get("name") if isinstance(stage, dict) else None for stage in stages]
     for i, stage in enumerate(stages):
         if not isinstance(stage, dict):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from osum_npu.models.speech_llm import SpeechLLM
 from osum_npu.models.whisper_encoder_decoder import WhisperEncoderDecoder
@@ -19,7 +20,13 @@ MAX_NEW_TOKENS = 200
 """Longest answer that generation makes unless told otherwise."""
 
 
-def save_model(model: SpeechLLM | WhisperEncoderDecoder, tokenizer: Any, folder: Path, card: str) -> None:
+def save_model(
+    model: SpeechLLM | WhisperEncoderDecoder,
+    tokenizer: Any,
+    folder: Path,
+    card: str,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a model directory; it appears whole or not at all, and replaces an older one.
 
     Args:
@@ -27,10 +34,11 @@ def save_model(model: SpeechLLM | WhisperEncoderDecoder, tokenizer: Any, folder:
         tokenizer: of its LLM or decoder.
         folder: to write.
         card: text of ``README.md``.
+        state: the weights, where the model itself does not hold them whole.
     """
     with replacement(folder) as temporary:
         write_companions(temporary, tokenizer, model.encoder.config.n_mels, card)
-        model.save_pretrained(temporary)  # a Whisper has settings of its own for generation
+        model.save_pretrained(temporary, state)  # a Whisper has settings of its own for generation
 
 
 def write_companions(folder: Path, tokenizer: Any, n_mels: int, card: str) -> None:

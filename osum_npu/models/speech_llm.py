@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -66,9 +66,11 @@ class SpeechLLMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
         self.lora, self.ctc_units, self.llm_path = lora, ctc_units, llm_path
 
 
-@dataclass
-class SpeechLLMOutput:
-    """Losses of one batch, as sums and counts, so that micro batches and ranks can be added up."""
+class SpeechLLMOutput(NamedTuple):
+    """Losses of one batch, as sums and counts, so that micro batches and ranks can be added up.
+
+    A tuple, because FSDP looks for tensors in what a model returns, and does not look into dataclasses.
+    """
 
     loss_sum: Tensor
     """Cross entropy in nats, summed over label tokens; float32."""
@@ -193,8 +195,8 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
             raise ValueError("this model has no CTC head: set model.ctc, or ctc_weight to 0")
         device, targets = encoded_FC.device, [self.ctc_targets(spelling) for spelling in spellings]
         rows = [i for i, target in enumerate(targets) if target]
-        if not rows:
-            return encoded_FC.new_zeros(()), 0
+        if not rows:  # ranks that share the head must each give it a gradient
+            return self.ctc_head(encoded_FC[:1]).float().sum() * 0, 0
         log_probs_FU = self.ctc_head(encoded_FC).float().log_softmax(-1)
         longest = max(lengths)
         log_probs_BFU = packing.padded(lengths, longest, device).spread(log_probs_FU).view(len(lengths), longest, -1)
@@ -254,14 +256,20 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         """Hear and respond: :meth:`hear`, then :meth:`respond`."""
         return self.respond(*self.hear(features, frames), prompts, **settings)
 
-    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | Path, state_dict: Mapping[str, Tensor] | None = None, **_: Any
+    ) -> None:
         """Write ``config.json``, the weights, and LoRA in PEFT's own files.
 
         The base LLM is left out where ``config.llm_path`` says where it lies.
+
+        Args:
+            save_directory: folder to write to.
+            state_dict: the weights, where the model itself does not hold them whole.
         """
-        folder, left_out = Path(save_directory), self._left_out()
+        folder, left_out = Path(save_directory), self.left_out()
         folder.mkdir(parents=True, exist_ok=True)
-        state: dict[str, Tensor] = self.state_dict()
+        state = self.state_dict() if state_dict is None else state_dict
         kept = {name: tensor for name, tensor in state.items() if name not in left_out}
         write_model(folder, self.config, kept, kept.__getitem__)
 
@@ -303,7 +311,7 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
             ours = {peft_name(name): name for name in model.state_dict() if is_lora(name)}
             adapter = read_weights(name_or_path, "adapter_model", **settings)
             state |= {ours.get(name, name): tensor for name, tensor in adapter.items()}
-        expected = {n: t.shape for n, t in model.state_dict().items() if n not in model._left_out()}
+        expected = {n: t.shape for n, t in model.state_dict().items() if n not in model.left_out()}
         faults = [f"{n} is missing" for n in sorted(expected.keys() - state.keys())]
         faults += [f"{n} is not part of the model" for n in sorted(state.keys() - expected.keys())]
         faults += [
@@ -317,7 +325,7 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         model.eval()
         return model
 
-    def _left_out(self) -> set[str]:
+    def left_out(self) -> set[str]:
         """Name the tensors that ``model.safetensors`` does not hold: tied ones, and a base LLM kept elsewhere."""
         head, tokens = self.llm.get_output_embeddings(), self.llm.get_input_embeddings()
         left_out = {"llm.lm_head.weight"} if head.weight is tokens.weight else set()

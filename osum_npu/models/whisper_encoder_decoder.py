@@ -13,7 +13,7 @@ N labelled positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,13 +205,19 @@ class WhisperEncoderDecoder(nn.Module):
             x_BLC = layer(x_BLC, None, encoded_BFC, encoder_attention_mask=inside_B11F, use_cache=False)
         return decoder.layer_norm(x_BLC)  # type: ignore[no-any-return]
 
-    def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write a folder that transformers loads as ``WhisperForConditionalGeneration``."""
+    def save_pretrained(self, save_directory: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Write a folder that transformers loads as ``WhisperForConditionalGeneration``.
+
+        Args:
+            save_directory: folder to write to.
+            state_dict: the weights, where the model itself does not hold them whole.
+        """
         whisper = WhisperForConditionalGeneration(self.config)
-        own = self.encoder.state_dict()
+        own = self.state_dict() if state_dict is None else state_dict
         for name, tensor in encoder_state(whisper.state_dict()).items():
-            tensor.copy_(own[name])  # shares its memory with the whole
-        whisper.model.decoder.load_state_dict(self.decoder.state_dict())
+            tensor.copy_(own[f"encoder.{name}"])  # shares its memory with the whole
+        decoder = {name.removeprefix("decoder."): own[name] for name in own if name.startswith("decoder.")}
+        whisper.model.decoder.load_state_dict(decoder)
         whisper.generation_config = self.generation_config
         # Whisper's own list suppresses < and >, without which there is no label
         whisper.generation_config.suppress_tokens = None

@@ -29,6 +29,7 @@ from osum_npu.training.card import model_card
 from osum_npu.training.log import Log, Silence
 from osum_npu.training.optimizer import Optimizers, freeze, schedule
 from osum_npu.training.ranks import Ranks
+from osum_npu.training.sharding import blank_batch, clip, reshard, shard, whole_state
 from osum_npu.training.state import (
     Progress,
     check_data,
@@ -88,7 +89,11 @@ class _Run:
         self.train_sources = self._read(recipe.data.train)
         self.dev_sources = self._read(recipe.data.dev)
         model, self.tokenizer = build(recipe, [u for source in self.train_sources for u in source.utterances])
+        self.sharded = recipe.sharding != "none" and self.ranks.size > 1
+        if recipe.sharding != "none" and self.ranks.size > 1:
+            shard(model, recipe.sharding, self.ranks, self.dtype)
         self.model: Trainee = model.to(self.device)
+        self.blank = blank_batch(self.tokenizer.eos_token_id)
         self.start: TranscriptStart | None = None
         self.max_answer_tokens = recipe.data.max_answer_tokens
         if isinstance(model, WhisperEncoderDecoder):
@@ -130,8 +135,10 @@ class _Run:
         finally:
             self._report_skipped()
             self.log.close()
+        left_out = self.model.left_out() if isinstance(self.model, SpeechLLM) else ()
+        weights = whole_state(self.model, self.ranks, left_out)
         if self.ranks.leads:
-            save_model(self.model, self.tokenizer, self.out / "model", model_card(recipe))
+            save_model(self.model, self.tokenizer, self.out / "model", model_card(recipe), weights)
         self.ranks.leave()
         return self.out / "model"
 
@@ -151,8 +158,9 @@ class _Run:
             step = next(feed)
             factor = schedule(stage, progress.stage_step)
             losses = self._backward(stage, step)
-            self.ranks.add_gradients(parameters)
-            norm = torch.nn.utils.clip_grad_norm_(parameters, stage.clip)
+            if not self.sharded:
+                self.ranks.add_gradients(parameters)
+            norm = clip(parameters, stage.clip)
             if torch.isfinite(norm):
                 optimizer.step(factor)
                 bad = 0
@@ -182,7 +190,7 @@ class _Run:
             self.log.advance(stage.name)
             finished = progress.stage_step == stage.steps
             measured = finished or progress.step % recipe.dev_every == 0
-            if measured and self.ranks.leads and _serves(self.dev_sources, stage):
+            if measured and (self.ranks.leads or self.sharded) and _serves(self.dev_sources, stage):
                 self.log.row({"stage": stage.name, "step": progress.step, "dev_loss": self._dev_loss(stage)})
             if self.ranks.leads and (finished or progress.step % recipe.checkpoint_every == 0):
                 folder = self.out / "checkpoints"
@@ -237,16 +245,19 @@ class _Run:
             spelled = sum(len(self.model.ctc_targets(t)) for batch in batches for t in batch.spellings)
         labels, units = self.ranks.counts(sum(batch.label_count for batch in batches), spelled)
         labels, units = max(1, labels), max(1, units)
+        if self.sharded:
+            batches += [self.blank] * (self.ranks.most(len(batches)) - len(batches))
         total, ctc_total = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for batch in batches:
             output = self._forward(stage, batch)
             loss = stage.llm_weight * output.loss_sum / labels
             if output.ctc_sum is not None:
                 loss = loss + stage.ctc_weight * output.ctc_sum / units
-                ctc_total += output.ctc_sum.detach()
             if loss.requires_grad:
-                loss.backward()  # type: ignore[no-untyped-call]
-            total += output.loss_sum.detach()
+                (loss if batch.examples else loss * 0).backward()  # type: ignore[no-untyped-call]
+            if batch.examples:
+                total += output.loss_sum.detach()
+                ctc_total += 0 if output.ctc_sum is None else output.ctc_sum.detach()
         losses = {"loss": self.ranks.add(total) / labels} if stage.llm_weight else {}
         return {**losses, "ctc_loss": self.ranks.add(ctc_total) / units} if stage.ctc_weight else losses
 
@@ -287,6 +298,7 @@ class _Run:
                 total, count = total + output.loss_sum.item(), count + output.label_count
             elif output.ctc_sum is not None:
                 total, count = total + output.ctc_sum.item(), count + output.ctc_count
+        reshard(self.model)
         self.model.train()
         return total / count if count else None
 

@@ -1,19 +1,22 @@
 """The processes of a training, which learn as one: gradients of a step add up over all of them.
 
-Every rank holds the whole model and computes its share of each step; losses are divided by the tokens of all ranks, so
-the sum of the gradients is that of one process.
+Every rank computes its share of each step. Losses are divided by the tokens of all ranks, so the sum of the gradients
+is that of one process. Here each rank holds the whole model; :mod:`osum_npu.training.sharding` divides it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from osum_npu.launch import World
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -27,7 +30,7 @@ class Ranks:
             collective: backend of ``torch.distributed``.
             device: of this process.
         """
-        self.rank, self.size, self.device = world.rank, world.world_size, device
+        self.rank, self.local_rank, self.size, self.device = world.rank, world.local_rank, world.world_size, device
         if self.size > 1 and not dist.is_initialized():
             dist.init_process_group(collective, rank=self.rank, world_size=self.size)
 
@@ -43,6 +46,29 @@ class Ranks:
         total = torch.tensor(numbers, dtype=torch.int64, device=self.device)
         dist.all_reduce(total)
         return [int(n) for n in total.tolist()]
+
+    def most(self, number: int) -> int:
+        """Return the largest of the ranks' integers."""
+        if self.size == 1:
+            return number
+        largest = torch.tensor(number, dtype=torch.int64, device=self.device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
+
+    def per_node(self) -> int:
+        """Return how many ranks a node has.
+
+        Raises:
+            ValueError: nodes have different numbers of ranks, or ranks that do not follow each other.
+        """
+        local = self.gather([self.local_rank])
+        count = max(local) + 1
+        if local != [rank % count for rank in range(self.size)]:
+            raise ValueError(
+                f"sharding: hybrid wants equally many processes on every node, and ranks that follow each other there; "
+                f"got the local ranks {', '.join(map(str, local))}; set sharding: full"
+            )
+        return count
 
     def add(self, tensor: Tensor) -> Tensor:
         """Add up a tensor over all ranks, in place."""
@@ -64,13 +90,13 @@ class Ranks:
             for parameter, piece, anywhere in zip(mine, total, flat[: len(mine)].tolist()):
                 parameter.grad = piece.view_as(parameter) if anywhere else None
 
-    def gather(self, lines: Sequence[str]) -> list[str]:
-        """Bring the lines of all ranks together, on every rank."""
+    def gather(self, items: Sequence[T]) -> list[T]:
+        """Bring the items of all ranks together, on every rank, those of rank 0 first."""
         if self.size == 1:
-            return list(lines)
-        everyone: list[list[str]] = [[] for _ in range(self.size)]
-        dist.all_gather_object(everyone, list(lines))
-        return [line for theirs in everyone for line in theirs]
+            return list(items)
+        everyone: list[list[T]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(everyone, list(items))
+        return [item for theirs in everyone for item in theirs]
 
     def leave(self) -> None:
         """Wait for the others, and part."""
