@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from osum_npu.checkpoints.conversion import misfits
+from osum_npu.checkpoints.distributed import describe, read_model
 from osum_npu.checkpoints.model_directory import replacement
 from osum_npu.checkpoints.shards import read_weights, spooled, write_weights
 from osum_npu.checkpoints.torch_file import read_torch_file, write_torch_file
@@ -48,6 +49,7 @@ def average(sources: Sequence[Path], target: Path) -> None:
     if target.exists():
         raise ValueError(f"{target} is there already: choose another folder, or remove it")
     last = _model_directory(sources[-1])
+    _check_stage([source for source in sources if _is_checkpoint(source)])
     with replacement(target) as temporary:
         learned = shutil.ignore_patterns(*(f"{stem}[.-]*safetensors*" for stem in _STEMS))
         shutil.copytree(last, temporary, ignore=learned, dirs_exist_ok=True)
@@ -56,9 +58,22 @@ def average(sources: Sequence[Path], target: Path) -> None:
                 write_weights(temporary, stem, *_mean({str(source): _weights(source, stem) for source in sources}))
 
 
+def _check_stage(steps: Sequence[Path]) -> None:
+    """Make sure that checkpoints hold the same weights; what one lacks had values then that are not known."""
+    held = {step: {name for name in describe(step) if name.startswith("model.")} for step in steps}
+    every = set().union(*held.values())
+    for step, names in held.items():
+        if lacking := sorted(every - names):
+            raise ValueError(f"wanted checkpoints of one stage: {step} has not {lacking[0]}, which another has")
+
+
+def _is_checkpoint(source: Path) -> bool:
+    return (source / ".metadata").is_file()
+
+
 def _model_directory(source: Path) -> Path:
     """Return the model directory of a source: itself, or ``model`` of the run that it is a checkpoint of."""
-    folder = source.resolve().parents[1] / "model" if (source / "state.pt").is_file() else source
+    folder = source.resolve().parents[1] / "model" if _is_checkpoint(source) else source
     if not (folder / "config.json").is_file():
         raise ValueError(f"{source}: wanted a model directory in {folder}, as a finished run has it")
     return folder
@@ -70,9 +85,9 @@ def _weights(source: Path, stem: str) -> dict[str, Tensor]:
     stored = read_weights(folder, stem)
     if folder == source:
         return stored
-    state = read_torch_file(source / "state.pt")
+    state = read_model(source)
     learned = {peft_name(name) if is_lora(name) else name: tensor for name, tensor in state.items()}
-    return {name: learned[name] for name in stored if name in learned}
+    return {name: learned.get(name, tensor) for name, tensor in stored.items()}
 
 
 def _mean(states: Mapping[str, dict[str, Tensor]]) -> tuple[dict[str, Tensor], Callable[[str], Tensor]]:

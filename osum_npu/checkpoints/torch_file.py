@@ -13,15 +13,14 @@ from torch import Tensor
 from osum_npu.checkpoints.shards import as_bytes
 
 _INSIDE = ("module", "model")
-"""Where DeepSpeed's files and this project's own training checkpoints have the state dict."""
+"""Where DeepSpeed's files, and those of other trainings, have the state dict."""
 
 
 def read_torch_file(path: str | Path) -> dict[str, Tensor]:
     """Map the tensors of a state dict; their bytes are read when they are used.
 
     Args:
-        path: a file of ``torch.save``: a state dict, DeepSpeed's ``mp_rank_00_model_states.pt``, or ``state.pt`` of a
-            training checkpoint.
+        path: a file of ``torch.save``: a state dict, or DeepSpeed's ``mp_rank_00_model_states.pt``.
 
     Raises:
         ValueError: the file is missing, damaged, or holds something else.

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,16 +28,19 @@ from osum_npu.training.card import model_card
 from osum_npu.training.log import Log, Silence
 from osum_npu.training.optimizer import Optimizers, freeze, schedule
 from osum_npu.training.ranks import Ranks
+from osum_npu.training.saver import Saver, checkpoints, newest_whole
 from osum_npu.training.sharding import blank_batch, clip, reshard, shard, whole_state
 from osum_npu.training.state import (
     Progress,
-    check_data,
-    checkpoints,
+    check_unchanged,
+    facts,
     fingerprint,
-    load_tensors,
+    frozen_parts,
     read_progress,
+    restore_optimizer,
     restore_rng,
-    save_state,
+    restore_weights,
+    tensors,
 )
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -89,6 +91,7 @@ class _Run:
         self.train_sources = self._read(recipe.data.train)
         self.dev_sources = self._read(recipe.data.dev)
         model, self.tokenizer = build(recipe, [u for source in self.train_sources for u in source.utterances])
+        self.frozen = frozen_parts(model, recipe, self.ranks)
         self.sharded = recipe.sharding != "none" and self.ranks.size > 1
         if recipe.sharding != "none" and self.ranks.size > 1:
             shard(model, recipe.sharding, self.ranks, self.dtype)
@@ -111,28 +114,31 @@ class _Run:
 
     def run(self) -> Path:
         """Train all stages that are still to do, and write the model."""
-        recipe = self.recipe
-        found = checkpoints(self.out / "checkpoints")
-        progress, state = Progress(), None
+        recipe, progress = self.recipe, Progress()
+        damaged: list[str] = []
+        found = newest_whole(self.out / "checkpoints", self.ranks, damaged.append)
         if found:
-            progress, state = read_progress(found[-1]), load_tensors(found[-1])
-            check_data(found[-1], state, self.data)
-            self.model.load_state_dict(state["model"])
+            check_unchanged(found, self.data, self.frozen)
+            progress = read_progress(found)
+            restore_weights(found, self.model, self.ranks)
             self.skipped = [*self._named(), *self.skipped]
         self.log = Log(self.out, recipe.steps, progress.step) if self.ranks.leads else Silence()
+        self.saver = Saver(self.out / "checkpoints", recipe.keep_checkpoints, self.ranks, self.log.say)
         self._report_skipped()
-        if self.ignored_prompts:
-            self.log.say(self.ignored_prompts)
+        for message in [*damaged, *filter(None, [self.ignored_prompts])]:
+            self.log.say(message)
         devices = f"{self.device}" if self.ranks.size == 1 else f"{self.ranks.size} × {self.device.type}"
         self.log.say(f"{devices}, {str(self.dtype).removeprefix('torch.')}, {_millions(self.model)} parameters")
         try:
             for index in range(progress.stage, len(recipe.stages)):
                 if index > progress.stage:
                     progress = Progress(stage=index, step=progress.step)
-                progress = self._stage(recipe.stages[index], progress, state)
-                state = None
+                progress = self._stage(recipe.stages[index], progress, found)
+                found = None
+            self.saver.finish()
             self.skipped = self.ranks.gather(self.skipped)
         finally:
+            self.saver.close()
             self._report_skipped()
             self.log.close()
         left_out = self.model.left_out() if isinstance(self.model, SpeechLLM) else ()
@@ -142,13 +148,13 @@ class _Run:
         self.ranks.leave()
         return self.out / "model"
 
-    def _stage(self, stage: Stage, progress: Progress, state: dict[str, Any] | None) -> Progress:
-        """Train one stage from ``progress`` to its end."""
+    def _stage(self, stage: Stage, progress: Progress, found: Path | None) -> Progress:
+        """Train one stage from ``progress``, with the states of the checkpoint ``found`` if there is one."""
         parameters = freeze(self.model, stage)
         optimizer = self._optimizers(stage)
-        if state is not None:
-            optimizer.load_state_dict(state["optimizer"])
-            restore_rng(state["rng"], self.device)
+        if found is not None:
+            restore_optimizer(found, optimizer, self.model, self.ranks)
+            restore_rng(found, self.ranks)
         if progress.stage_step == 0:
             self.log.say(f"stage {stage.name}: {_millions(parameters)} parameters learn in {stage.steps} steps")
         recipe, feed = self.recipe, self._feed(stage, progress)
@@ -192,11 +198,17 @@ class _Run:
             measured = finished or progress.step % recipe.dev_every == 0
             if measured and (self.ranks.leads or self.sharded) and _serves(self.dev_sources, stage):
                 self.log.row({"stage": stage.name, "step": progress.step, "dev_loss": self._dev_loss(stage)})
-            if self.ranks.leads and (finished or progress.step % recipe.checkpoint_every == 0):
-                folder = self.out / "checkpoints"
-                save_state(folder, progress, self.model, optimizer, self.device, self.data, recipe.keep_checkpoints)
-                self._name_skipped()
+            if finished or progress.step % recipe.checkpoint_every == 0:
+                self._save(progress, optimizer)
         return progress
+
+    def _save(self, progress: Progress, optimizer: Optimizers) -> None:
+        """Begin to write a checkpoint."""
+        trained = {part for stage in self.recipe.stages[: progress.stage + 1] for part in stage.trainable}
+        frozen = {part: known for part, known in self.frozen.items() if part not in trained}
+        kept = tensors(self.model, trained, optimizer, self.ranks)
+        self.saver.save(progress.step, kept, facts(progress, self.ranks, self.data, frozen))
+        self._name_skipped()
 
     def _optimizers(self, stage: Stage) -> Optimizers:
         if not self.recipe.device_adamw:

@@ -33,6 +33,8 @@ class Ranks:
         self.rank, self.local_rank, self.size, self.device = world.rank, world.local_rank, world.world_size, device
         if self.size > 1 and not dist.is_initialized():
             dist.init_process_group(collective, rank=self.rank, world_size=self.size)
+        self.writers: dist.ProcessGroup | None = dist.new_group(backend="gloo") if self.size > 1 else None
+        """The same ranks once more, for the host: what a thread sends must not meet what the training sends."""
 
     @property
     def leads(self) -> bool:
@@ -90,12 +92,12 @@ class Ranks:
             for parameter, piece, anywhere in zip(mine, total, flat[: len(mine)].tolist()):
                 parameter.grad = piece.view_as(parameter) if anywhere else None
 
-    def gather(self, items: Sequence[T]) -> list[T]:
+    def gather(self, items: Sequence[T], group: dist.ProcessGroup | None = None) -> list[T]:
         """Bring the items of all ranks together, on every rank, those of rank 0 first."""
         if self.size == 1:
             return list(items)
         everyone: list[list[T]] = [[] for _ in range(self.size)]
-        dist.all_gather_object(everyone, list(items))
+        dist.all_gather_object(everyone, list(items), group)
         return [item for theirs in everyone for item in theirs]
 
     def leave(self) -> None:

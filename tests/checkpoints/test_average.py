@@ -1,15 +1,18 @@
 import shutil
 
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osum_npu.checkpoints.average import average
+from osum_npu.checkpoints.distributed import read_model
 from osum_npu.checkpoints.model_directory import load_model
 from osum_npu.checkpoints.shards import as_bytes
 from osum_npu.cli.main import main
-from osum_npu.training.state import checkpoints
+from osum_npu.training.loop import train
+from osum_npu.training.saver import checkpoints
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -61,14 +64,16 @@ def test_long_tensors_are_averaged_to_their_end(tmp_path, monkeypatch):
     assert torch.equal(averaged(tmp_path, states)["a"], 2 * torch.arange(60.0).reshape(3, 20).t())
 
 
-def test_checkpoints_of_a_training_make_a_model(finished, tmp_path, capsys):
+def test_checkpoints_of_a_training_make_a_model(corpus, tmp_path, capsys):
     """With LoRA, and a tokenizer, configuration and card from the run's model."""
+    finished = train(tiny.recipe(corpus, tmp_path / "run", "checkpoint_every=1")).parent
     steps = checkpoints(finished / "checkpoints")
     assert len(steps) == 2
+    capsys.readouterr()
     assert main(["average", *map(str, steps), "--out", str(tmp_path / "mean")]) == 0
     assert capsys.readouterr().out == f"2 averaged: {tmp_path / 'mean'}\n"
     model, tokenizer = load_model(tmp_path / "mean")
-    states = [torch.load(step / "state.pt", weights_only=True)["model"] for step in steps]
+    states = [{**load_model(finished / "model")[0].state_dict(), **read_model(step)} for step in steps]
     assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, (states[0][name] + states[1][name]) / 2), name
@@ -85,6 +90,13 @@ def test_one_checkpoint_of_a_training_is_that_model(finished, tmp_path):
     average(checkpoints(finished / "checkpoints")[-1:], tmp_path / "mean")
     one, other = (load_model(path)[0].state_dict() for path in (tmp_path / "mean", finished / "model"))
     assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_checkpoints_of_different_stages_are_refused(finished, tmp_path):
+    """LoRA learns in the last stage alone: what it was before is not in the checkpoint before."""
+    steps = checkpoints(finished / "checkpoints")
+    with pytest.raises(ValueError, match=r"wanted checkpoints of one stage: .*step_00000012 has not model.llm.*lora_A"):
+        average(steps, tmp_path / "mean")
 
 
 def test_what_does_not_fit_is_named(finished, tmp_path):

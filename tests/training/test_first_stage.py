@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, WhisperForConditionalGeneration, Whisper
 
 from osum_npu.audio.mel import log_mel
 from osum_npu.audio.read import read_audio
+from osum_npu.checkpoints.distributed import read_model
 from osum_npu.checkpoints.model_directory import load_model
 from osum_npu.checkpoints.whisper import encoder_state
 from osum_npu.data.sources import read_source
@@ -138,10 +139,15 @@ def test_a_stopped_run_ends_as_one_that_was_left_alone(last, corpus, stage1, whi
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_a_stage_trains_its_part_alone(part, corpus, tmp_path):
     run = tiny.recipe(corpus, tmp_path / "run", RANDOM, f"stages=[{STAGE}]", f"stages.0.trainable=[{part}]")
-    before = build(run, read_source(corpus / "train.jsonl", 3)[0])[0].state_dict()
+    before = dict(build(run, read_source(corpus / "train.jsonl", 3)[0])[0].named_parameters())
     train(run)
-    after = torch.load(tmp_path / "run/checkpoints/step_00000006/state.pt", weights_only=True)["model"]
+    whisper = WhisperForConditionalGeneration.from_pretrained(tmp_path / "run/model")
+    states = {"encoder": encoder_state(whisper.state_dict()), "decoder": whisper.model.decoder.state_dict()}
+    after = {f"{part}.{name}": tensor for part in states for name, tensor in states[part].items()}
     changed = {name for name in before if not torch.equal(before[name], after[name])}
+    kept = read_model(tmp_path / "run/checkpoints/step_00000006")
+    assert all(torch.equal(kept[name], after[name]) for name in kept)
+    assert kept.keys() == {name for name in before if part_of(name) == part}
     assert {part_of(name) for name in changed} == {part}
     assert len(changed) > 0.9 * len([name for name in before if part_of(name) == part])
 

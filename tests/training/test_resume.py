@@ -1,21 +1,32 @@
 """A run that is killed and goes on ends exactly as one that was left alone."""
 
 import json
+import os
+import pickle
 import random
+import re
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 
+from osum_npu.checkpoints import distributed
 from osum_npu.config import RecipeError
 from osum_npu.data.sources import read_source
+from osum_npu.launch import World
 from osum_npu.models.layout import lay_out
 from osum_npu.training.build import build
 from osum_npu.training.log import Log, read_log
 from osum_npu.training.loop import train
-from osum_npu.training.state import checkpoints, load_tensors, read_progress
+from osum_npu.training.optimizer import part_of
+from osum_npu.training.ranks import Ranks
+from osum_npu.training.saver import checkpoints, newest_whole, read_facts
+from osum_npu.training.state import read_progress
 
 STEPS = 14
 """Of the tiny recipe: 4 to hear, 8 to understand, 2 to tune; a checkpoint every 3 and at the end of a stage."""
@@ -165,7 +176,7 @@ def test_half_a_checkpoint_and_half_a_row_are_ignored(corpus, finished, tmp_path
         train(recipe)
     torn = out / "checkpoints" / "step_00000008.part"
     torn.mkdir()
-    (torn / "state.pt").write_bytes(b"half of it")
+    (torn / "__0_0.distcp").write_bytes(b"half of it")
     with (out / "log.jsonl").open("a") as log:
         log.write('{"stage": "understand", "step": 9, "lo')
     stop(None)
@@ -174,31 +185,117 @@ def test_half_a_checkpoint_and_half_a_row_are_ignored(corpus, finished, tmp_path
     assert weights(out) == weights(finished)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(corpus, finished, tmp_path, stop):
+def flip(path):
+    """Change one bit."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGE = {
+    "a byte flipped": ("__0_0.distcp", flip, "has other bytes than were written"),
+    "cut short": ("__0_0.distcp", cut, r"has \d+ bytes, not \d+"),
+    "a file gone": (".metadata", Path.unlink, "cannot be read: No such file"),
+    "another index": (".metadata", flip, "has other bytes than were written"),
+    "no facts": ("progress.json", cut, "cannot be read, or names no files"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named_and_the_checkpoint_before_is_taken(damage, finished, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(finished / "checkpoints", folder)
+    older, newest = checkpoints(folder)
+    alone = Ranks(World(), "gloo", torch.device("cpu"))
+    assert newest_whole(folder, alone, print) == newest
+    name, do, wanted = DAMAGE[damage]
+    do(newest / name)
+    said = []
+    assert newest_whole(folder, alone, said.append) == older
+    aside = f"put aside as {newest.name}.damaged, going on from {older.name}"
+    assert re.fullmatch(f"{newest} is damaged: {name} {wanted}.*; {aside}", *said)
+    assert {path.name for path in folder.iterdir()} == {older.name, f"{newest.name}.damaged"}
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(corpus, finished, tmp_path, stop, capsys):
     recipe, out = tiny.recipe(corpus, tmp_path / "run"), tmp_path / "run"
     stop(8)
     with pytest.raises(StoppedError):
         train(recipe)
     older, newest = checkpoints(out / "checkpoints")
     assert (older.name, newest.name) == ("step_00000004", "step_00000006")
-    whole = (newest / "state.pt").read_bytes()
-    (newest / "state.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"step_00000006/state\.pt cannot be read .*remove that folder"):
-        train(recipe)
-    newest.rename(tmp_path / "aside")
+    cut(newest / "__0_0.distcp")
     stop(None)
     train(recipe)
+    assert f"{newest} is damaged" in capsys.readouterr().out
     assert numbers(out) == numbers(finished)
     assert weights(out) == weights(finished)
 
 
-def test_a_checkpoint_holds_what_it_says(finished):
+def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(corpus, tmp_path, stop):
+    recipe, out = tiny.recipe(corpus, tmp_path / "run"), tmp_path / "run"
+    stop(8)
+    with pytest.raises(StoppedError):
+        train(recipe)
+    for checkpoint in checkpoints(out / "checkpoints"):
+        cut(checkpoint / "__0_0.distcp")
+    before = sorted(out.rglob("*"))
+    with pytest.raises(ValueError, match=r"step_00000006 is damaged.*\n.*04 is damaged.*\n.*to begin anew, rem"):
+        train(recipe)
+    assert sorted(out.rglob("*")) == before
+
+
+def test_a_checkpoint_holds_what_has_been_trained_so_far_and_no_more(corpus, finished, tmp_path, stop):
     newest = checkpoints(finished / "checkpoints")[-1]
     progress = read_progress(newest)
     assert (progress.stage, progress.stage_step, progress.step) == (2, 2, STEPS)
-    state = load_tensors(newest)
-    assert all(tensor.isfinite().all() for tensor in state["model"].values())
-    assert {int(moments["step"]) for one in state["optimizer"] for moments in one["state"].values()} == {2}
+    held = distributed.describe(newest)
+    into = {name: torch.empty(held[name].size) for name in held if not name.startswith("rng.")}
+    distributed.read(newest, into)
+    assert all(tensor.isfinite().all() for tensor in into.values())
+    assert set(into["optimizer.0.step"].tolist()) == {2}
+    moments = {name.removeprefix("optimizer.0.") for name in held if name.startswith("optimizer.0.llm")}
+    lora = {name for name in held if ".lora_" in name and name.startswith("model.")}
+    assert moments == {f"{name.removeprefix('model.')}.{m}" for name in lora for m in ("exp_avg", "exp_avg_sq")}
+
+    stop(5)
+    with pytest.raises(StoppedError):
+        train(tiny.recipe(corpus, tmp_path / "run"))
+    first, _ = checkpoints(tmp_path / "run/checkpoints")
+    parts = {part_of(name.removeprefix("model.")) for name in distributed.describe(first) if name.startswith("model.")}
+    assert parts == {"encoder", "ctc"}
+    assert read_facts(first)["frozen"].keys() == {"adapter", "llm", "lora"}
+
+
+def test_weights_that_are_not_trained_may_not_change(corpus, finished, tmp_path, stop):
+    stage = "{name: a, trainable: [adapter], steps: 3, learning_rate: 1e-3}"
+    changes = [f"model={{kind: saved, path: {tmp_path / 'base'}}}", f"stages=[{stage}]", "checkpoint_every=1"]
+    shutil.copytree(finished / "model", tmp_path / "base")
+    recipe = tiny.recipe(corpus, tmp_path / "run", *changes)
+    stop(3)
+    with pytest.raises(StoppedError):
+        train(recipe)
+    changed = load_file(tmp_path / "base/model.safetensors")
+    changed["encoder.ln_post.bias"][3] += 1e-6
+    save_file(changed, tmp_path / "base/model.safetensors")
+    stop(None)
+    with pytest.raises(ValueError, match=r"not trained have changed since .*step_00000002: encoder: .*base, \w+ then"):
+        train(recipe)
+    shutil.copytree(finished / "model", tmp_path / "base", dirs_exist_ok=True)
+    train(recipe)
+    train(tiny.recipe(corpus, tmp_path / "whole", *changes))
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_a_checkpoint_runs_no_code(finished, tmp_path):
+    shutil.copytree(checkpoints(finished / "checkpoints")[-1], tmp_path / "step_1")
+    (tmp_path / "step_1/.metadata").write_bytes(pickle.dumps(os.getcwd))
+    with pytest.raises(ValueError, match=r"\.metadata cannot be read: it names posix\.getcwd, which no check"):
+        distributed.describe(tmp_path / "step_1")
 
 
 @pytest.mark.parametrize("change", ["another word", "a row less", "another order", "longer by a little"])

@@ -12,6 +12,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
+from osum_npu.checkpoints.distributed import read_model
 from osum_npu.checkpoints.model_directory import load_model
 from osum_npu.config import RecipeError
 from osum_npu.data.loader import Position, steps
@@ -24,7 +25,8 @@ from osum_npu.training.build import build, spelling_units
 from osum_npu.training.log import read_log
 from osum_npu.training.loop import _Run, train
 from osum_npu.training.optimizer import Optimizers, freeze, part_of, schedule
-from osum_npu.training.state import Progress, checkpoints
+from osum_npu.training.saver import checkpoints
+from osum_npu.training.state import Progress
 
 ONE_STAGE = "stages=[{name: all, trainable: [encoder, ctc, adapter, llm, lora], steps: 3, learning_rate: 3e-3}]"
 TINY_PARTS = {
@@ -86,9 +88,10 @@ def test_the_finished_folder_is_a_model(finished, corpus):
     model, tokenizer = load_model(finished / "model")
     assert not list(finished.rglob("*.part"))
     assert (finished / "model" / "README.md").read_text("utf-8").count("kind: random") == 1
-    newest = torch.load(checkpoints(finished / "checkpoints")[-1] / "state.pt", weights_only=True)["model"]
-    assert newest.keys() == model.state_dict().keys()
-    assert all(torch.equal(tensor, newest[name]) for name, tensor in model.state_dict().items())
+    newest = read_model(checkpoints(finished / "checkpoints")[-1])
+    parameters = dict(model.named_parameters())
+    assert newest.keys() == parameters.keys()
+    assert all(torch.equal(tensor, newest[name]) for name, tensor in parameters.items())
     assert {*"doremifasola好天"} <= set(model.config.ctc_units)
     assert tokenizer.decode(tokenizer("do re").input_ids).strip() == "do re"
 
