@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -63,10 +63,23 @@ def train(recipe: Recipe) -> Path:
     out, text = Path(recipe.out), dump_recipe(recipe)
     if faults := missing_files(recipe) + _taken(out, text):
         raise RecipeError(faults)
-    out.mkdir(parents=True, exist_ok=True)
-    if launch.read().rank == 0:
-        write_text(out / "recipe.yaml", text)
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        if launch.read().rank == 0:
+            write_text(out / "recipe.yaml", text)
     return _Run(recipe, out).run()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say in words that something could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"the run could not be written to {path}: {error}; make room there and allow writing, then "
+            "give the same command again"
+        ) from error
 
 
 def _taken(out: Path, text: str) -> list[str]:
@@ -144,7 +157,8 @@ class _Run:
         left_out = self.model.left_out() if isinstance(self.model, SpeechLLM) else ()
         weights = whole_state(self.model, self.ranks, left_out)
         if self.ranks.leads:
-            save_model(self.model, self.tokenizer, self.out / "model", model_card(recipe), weights)
+            with _writing(self.out / "model"):
+                save_model(self.model, self.tokenizer, self.out / "model", model_card(recipe), weights)
         self.ranks.leave()
         return self.out / "model"
 

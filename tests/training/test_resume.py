@@ -6,12 +6,12 @@ import pickle
 import random
 import re
 import shutil
-import signal
 import time
 from pathlib import Path
 
 import pytest
 import tiny
+import together
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -107,27 +107,51 @@ def test_stopped_again_and_again(corpus, finished, tmp_path, stop):
     assert weights(tmp_path / "run") == weights(finished)
 
 
-def test_killed_at_a_random_moment(corpus, finished, tmp_path):
-    """SIGKILL of a real process, with workers that read ahead; then the same words again."""
-    out = tmp_path / "run"
-    layer = tiny.write_recipe(tmp_path / "tiny.yaml", corpus)
-    words = ("train", layer, f"out={out}", "data.workers=1")
-    process = tiny.osum_npu(*words, start=True)
-    last = random.randint(1, STEPS - 4)
-    try:
-        deadline = time.monotonic() + 120
-        while len(read_log(out / "log.jsonl")) < last and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        said, _ = process.communicate()
-    assert process.returncode == -signal.SIGKILL, said
-    assert not (out / "model").exists()
-    again = tiny.osum_npu(*words)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.splitlines()[-1] == f"model: {out / 'model'}"
-    assert numbers(out) == numbers(finished)
-    assert weights(out) == weights(finished)
+def kill_at_random(training, out, rng):
+    """Kill all ranks: while they start, or soon after some steps; say whether a checkpoint was being written."""
+    before, steps = len(read_log(out / "log.jsonl")), rng.choice([None, 1, 2, 4])
+    deadline = time.monotonic() + (rng.uniform(0, 2) if steps is None else 60)
+    while training.alive() and time.monotonic() < deadline:
+        if steps is not None and len(read_log(out / "log.jsonl")) >= before + steps:
+            time.sleep(rng.uniform(0, 0.1))
+            break
+        time.sleep(0.002)
+    training.kill()
+    return any((out / "checkpoints").glob("*.part"))
+
+
+SLOW = "twenty trainings that are killed, and those before and after"
+
+
+@pytest.mark.parametrize(
+    ("kills", "processes", "sharding"),
+    [
+        (3, 1, "none"),
+        *(
+            pytest.param(20, *case, marks=pytest.mark.slow(reason=SLOW))
+            for case in [(1, "none"), (2, "none"), (2, "full")]
+        ),
+    ],
+)
+def test_killed_at_random_moments(kills, processes, sharding, corpus, tmp_path):
+    """SIGKILL of real processes, with workers that read ahead, also while they write; then the same words again."""
+    seed = random.randrange(1000)
+    rng = random.Random(seed)
+    recipe = tiny.write_recipe(tmp_path / "tiny.yaml", corpus)
+    changes = ["data.workers=1", "checkpoint_every=1", f"stages.1.steps={8 + 2 * kills}", f"sharding={sharding}"]
+    together.train(recipe, f"out={tmp_path / 'whole'}", *changes, processes=processes)
+    out, inside, alone = tmp_path / "run", 0, Ranks(World(), "gloo", torch.device("cpu"))
+    for _ in range(kills):
+        training = together.Training(recipe, f"out={out}", *changes, processes=processes)
+        inside += kill_at_random(training, out, rng)
+        said = []
+        newest_whole(out / "checkpoints", alone, said.append)
+        assert not said, seed
+    reached = [path.name for path in checkpoints(out / "checkpoints")][-1:]
+    print(f"{kills} kills, {inside} while a checkpoint was written; the last left {reached}; seed {seed}")
+    together.train(recipe, f"out={out}", *changes, processes=processes)
+    assert numbers(out) == numbers(tmp_path / "whole"), seed
+    assert weights(out) == weights(tmp_path / "whole"), seed
 
 
 def test_threads_do_not_change_the_order_of_sums(corpus, tmp_path):
