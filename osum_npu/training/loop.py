@@ -115,6 +115,8 @@ class _Run:
         if isinstance(model, WhisperEncoderDecoder):
             self.start = TranscriptStart.of(self.tokenizer)
             self.max_answer_tokens = min(self.max_answer_tokens or model.max_answer_tokens, model.max_answer_tokens)
+        if self.sharded:
+            self._settle_dtypes()
         self.data = {name: fingerprint(s.utterances) for name, s in zip(recipe.data.train, self.train_sources)}
         for stage in recipe.stages:  # what would end the last one is said before the first one begins
             freeze(self.model, stage)
@@ -223,6 +225,14 @@ class _Run:
         kept = tensors(self.model, trained, optimizer, self.ranks)
         self.saver.save(progress.step, kept, facts(progress, self.ranks, self.data, frozen))
         self._name_skipped()
+
+    @torch.no_grad()
+    def _settle_dtypes(self) -> None:
+        """Compute once as if all learned: FSDP settles then, for good, in which dtype the gradient of a block comes."""
+        self.model.requires_grad_(True)
+        self.model.eval()
+        self._forward(self.recipe.stages[0], self.blank)
+        reshard(self.model)
 
     def _optimizers(self, stage: Stage) -> Optimizers:
         if not self.recipe.device_adamw:
