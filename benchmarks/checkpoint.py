@@ -78,6 +78,8 @@ def main() -> None:
     pauses, writes, rates = [], [], []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         saver = Saver(Path(folder), 1, ranks, print)
+        saver.reserve(tensors(model, parts, optimizer, ranks))  # as training does after its first step
+        saver.finish()
         free = products(time.perf_counter() + 2)
         for step in range(options.saves):
             began = time.perf_counter()

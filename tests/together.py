@@ -1,5 +1,6 @@
 """Trainings in several processes, forked from one that has imported all: a second each, where a launcher takes ten."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,7 @@ _CONTEXT.set_forkserver_preload(["osum_npu.training.loop", "osum_npu.cli.train"]
 
 
 def _train(variables, words, log):
+    os.setsid()
     os.environ.update(variables)
     # else this process would start its loader's workers by a server of its own, which outlives it when it is killed
     multiprocessing.set_start_method("fork", force=True)
@@ -66,10 +68,12 @@ class Training:
         return [process.exitcode for process in self.processes], output
 
     def kill(self):
-        """Kill all ranks at once."""
+        """Kill all ranks at once, with their loaders' workers, which may wait for ever for one who reads."""
         for process in self.processes:
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         for process in self.processes:
             process.join()
 

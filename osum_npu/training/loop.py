@@ -175,7 +175,7 @@ class _Run:
             self.log.say(f"stage {stage.name}: {_millions(parameters)} parameters learn in {stage.steps} steps")
         recipe, feed = self.recipe, self._feed(stage, progress)
         self.model.train()
-        began, sound, bad = time.perf_counter(), 0.0, 0
+        began, sound, bad, reserved = time.perf_counter(), 0.0, 0, False
         while progress.stage_step < stage.steps:
             step = next(feed)
             factor = schedule(stage, progress.stage_step)
@@ -194,6 +194,9 @@ class _Run:
                         f"{bad} steps in a row had no finite gradient: lower learning_rate, or set precision: float32"
                     )
             optimizer.zero_grad()
+            if not reserved:
+                self.saver.reserve(self._kept(progress, optimizer))
+                reserved = True
             progress = Progress(progress.stage, progress.stage_step + 1, progress.step + 1, step.after)
             sound += sum(batch.seconds for batch in step.batches) * self.ranks.size
             if progress.step % recipe.log_every == 0:
@@ -220,11 +223,17 @@ class _Run:
 
     def _save(self, progress: Progress, optimizer: Optimizers) -> None:
         """Begin to write a checkpoint."""
-        trained = {part for stage in self.recipe.stages[: progress.stage + 1] for part in stage.trainable}
+        trained = self._trained(progress)
         frozen = {part: known for part, known in self.frozen.items() if part not in trained}
-        kept = tensors(self.model, trained, optimizer, self.ranks)
-        self.saver.save(progress.step, kept, facts(progress, self.ranks, self.data, frozen))
+        self.saver.save(progress.step, self._kept(progress, optimizer), facts(progress, self.ranks, self.data, frozen))
         self._name_skipped()
+
+    def _kept(self, progress: Progress, optimizer: Optimizers) -> dict[str, Tensor]:
+        return tensors(self.model, self._trained(progress), optimizer, self.ranks)
+
+    def _trained(self, progress: Progress) -> set[str]:
+        """Return the parts that the stages so far have trained."""
+        return {part for stage in self.recipe.stages[: progress.stage + 1] for part in stage.trainable}
 
     @torch.no_grad()
     def _settle_dtypes(self) -> None:

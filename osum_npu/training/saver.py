@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
+from torch.distributed.tensor import DTensor
 
 from osum_npu.checkpoints import distributed
 from osum_npu.training.ranks import Ranks
@@ -45,6 +46,17 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._wrote = False
+        self._copies: dict[str, Tensor] = {}
+        self._kinds: dict[str, tuple[Any, ...]] = {}
+
+    def reserve(self, tensors: Mapping[str, Tensor]) -> None:
+        """Begin to take memory for copies of tensors like these: new memory is slow, so the first save need not wait.
+
+        Raises:
+            ValueError: as :meth:`finish`.
+        """
+        self.finish()
+        self._writing = self._thread.submit(self._allocate, dict(tensors))
 
     def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Begin to write ``step_N``, once the one before is written; older ones beyond ``keep`` are removed then.
@@ -58,10 +70,22 @@ class Saver:
             ValueError: as :meth:`finish`.
         """
         self.finish()
-        staged = BlockingAsyncStager().stage(dict(tensors))
+        self._copy(tensors)
+        self._writing = self._thread.submit(self._write, self.folder / f"step_{step:08d}", self._copies, dict(facts))
+
+    def _copy(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors to the host, into the memory of the copies before where these were alike."""
+        if {name: _kind(tensor) for name, tensor in tensors.items()} != self._kinds:
+            self._allocate(tensors)
+        for name, tensor in tensors.items():
+            _local(self._copies[name]).copy_(_local(tensor), non_blocking=True)
         if self.ranks.device.type != "cpu":  # the copies may still be under way
             torch.get_device_module(self.ranks.device).synchronize()
-        self._writing = self._thread.submit(self._write, self.folder / f"step_{step:08d}", staged, dict(facts))
+
+    def _allocate(self, tensors: Mapping[str, Tensor]) -> None:
+        self._copies = {}  # the memory of those before is given back first
+        self._kinds = {name: _kind(tensor) for name, tensor in tensors.items()}
+        self._copies = BlockingAsyncStager().stage(dict(tensors))
 
     def finish(self) -> None:
         """Wait until nothing is being written.
@@ -131,6 +155,15 @@ class Saver:
         if all_faults := self.ranks.gather(faults, self.ranks.writers):
             raise OSError("; ".join(all_faults))
         return self.ranks.gather(made, self.ranks.writers)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    return tuple(_local(tensor).shape), tensor.dtype
 
 
 def _empty(part: Path) -> list[Any]:
