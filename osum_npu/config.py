@@ -159,9 +159,7 @@ class Stage:
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = Field(
         default="linear", description="how the learning rate falls after that; inverse_sqrt is OSUM's WarmupLR"
     )
-    batch_seconds: float = Field(
-        default=120.0, gt=0, description="sound of one step over all ranks, padding counted, in seconds"
-    )
+    batch_seconds: float = Field(default=120.0, gt=0, description="sound of one step over all ranks, in seconds")
     shortest_first: bool = Field(
         default=False,
         description="first epoch in rising length, which an untrained encoder learns from sooner (SortaGrad)",
