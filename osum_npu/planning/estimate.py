@@ -35,10 +35,8 @@ from osum_npu.training.optimizer import Optimizers, freeze
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _HOST = "cpu"
 """The backend whose own ops are traced as they are; those of others are stood in for."""
-_SEARCHES = 2
-"""Traces that the search for the largest batch takes at most."""
-_NEAR = 1.02
-"""It ends where no more than this is to be gained."""
+_TRACES, _FAR = 4, 16
+"""The search for the largest batch takes so many traces at most, of batches up to so many times the planned one."""
 
 
 @dataclass(frozen=True)
@@ -314,14 +312,13 @@ def _largest(
         traced = trace_step(config, stage, dtype, device, how, utterances, 1)
         return sum(memory_by_part(traced, device, how, dtype).values())
 
-    limit = device.memory
     points = {count: known}
-    guess = 2 * count if known <= limit else max(1, count // 2)
-    for _ in range(_SEARCHES):
-        points[guess] = needed(guess)
-        low = max((n for n, memory in points.items() if memory <= limit), default=0)
-        (a, at_a), (b, at_b) = sorted(points.items(), key=lambda point: abs(point[1] - limit))[:2]
-        guess = int(a + (limit - at_a) * (b - a) / (at_b - at_a))
-        if guess < 1 or guess in points or guess <= low * _NEAR:
-            break
-    return low * how.speech.seconds
+    trial = 2 * count if known <= device.memory else max(1, count // 2)
+    guess = count
+    while trial not in points and len(points) < _TRACES:
+        points[trial] = needed(trial)
+        (a, at_a), (b, at_b) = sorted(points.items(), key=lambda point: abs(point[1] - device.memory))[:2]
+        guess = max(0, int(a + (device.memory - at_a) * (b - a) / (at_b - at_a)))
+        trial = max(1, min(guess, _FAR * count))
+    fitting = max((n for n, memory in points.items() if memory <= device.memory), default=0)
+    return (max(guess, fitting) if guess > max(points) else fitting) * how.speech.seconds
