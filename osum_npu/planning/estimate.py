@@ -318,7 +318,8 @@ def _largest(
     while trial not in points and len(points) < _TRACES:
         points[trial] = needed(trial)
         (a, at_a), (b, at_b) = sorted(points.items(), key=lambda point: abs(point[1] - device.memory))[:2]
-        guess = max(0, int(a + (device.memory - at_a) * (b - a) / (at_b - at_a)))
+        # small batches may all need the same: what the exchange of gradients takes
+        guess = max(0, int(a + (device.memory - at_a) * (b - a) / (at_b - at_a))) if at_a != at_b else _FAR * count
         trial = max(1, min(guess, _FAR * count))
     fitting = max((n for n, memory in points.items() if memory <= device.memory), default=0)
     return (max(guess, fitting) if guess > max(points) else fitting) * how.speech.seconds
