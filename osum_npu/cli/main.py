@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from osum_npu import __version__, launch
-from osum_npu.cli import average, check, convert, data, doctor, evaluate, infer, parity, quickstart, show, train
+from osum_npu.cli import average, check, convert, data, doctor, evaluate, infer, parity, plan, quickstart, show, train
 
-VERBS = (quickstart, train, check, show, infer, evaluate, data, convert, average, doctor, parity)
+VERBS = (quickstart, train, check, show, plan, infer, evaluate, data, convert, average, doctor, parity)
 
 
 def make_parser() -> argparse.ArgumentParser:
