@@ -73,19 +73,20 @@ def test_a_plan_leaves_ops_and_caches_as_they_were(recipe, devices):
 
 
 def planned(recipe, device, name="cpu", **how):
-    return plan_stage(read_sizes(recipe), recipe.stages[1], "float32", name, device, How(speech=SPEECH, **how))
+    stage = replace(recipe.stages[1], batch_seconds=4.8, micro_batch_seconds=None)
+    return plan_stage(read_sizes(recipe), stage, "float32", name, device, How(speech=SPEECH, **how))
 
 
 def test_checkpointing_needs_less_and_sharding_divides(recipe, devices):
     config, stage, device = read_sizes(recipe), recipe.stages[1], devices["ascend-910b"]
-    config.encoder["layers"] = config.llm["num_hidden_layers"] = 6
+    config.encoder["layers"] = config.llm["num_hidden_layers"] = 4
     memory = {}
     for name, how in {
         "plain": How(devices=4, speech=SPEECH),
         "checkpointed": How(devices=4, activation_checkpointing=True, speech=SPEECH),
         "sharded": How(devices=4, sharded=True, speech=SPEECH),
     }.items():
-        traced = trace_step(config, stage, torch.float32, device, how, 16, 1)
+        traced = trace_step(config, stage, torch.float32, device, how, 8, 1)
         memory[name] = memory_by_part(traced, device, how, torch.float32)
     assert memory["checkpointed"]["activations"] < 0.8 * memory["plain"]["activations"]
     assert memory["sharded"]["optimiser"] == pytest.approx(memory["plain"]["optimiser"] / 4, rel=0.01)
@@ -104,7 +105,7 @@ def test_rings_send_what_rings_send(recipe, devices):
 
 
 def test_what_fits_fits_and_a_little_more_does_not(recipe, devices):
-    small = replace(devices["cpu"], memory=4e8)
+    small = replace(devices["cpu"], memory=devices["cpu"].runtime + 4e7)
     one = planned(recipe, small)
     config, stage = read_sizes(recipe), recipe.stages[1]
     count = round(one.largest_seconds / SPEECH.seconds)
@@ -113,7 +114,7 @@ def test_what_fits_fits_and_a_little_more_does_not(recipe, devices):
         traced = trace_step(config, stage, torch.float32, small, How(speech=SPEECH), utterances, 1)
         return sum(memory_by_part(traced, small, How(speech=SPEECH), torch.float32).values())
 
-    assert needed(int(count * 0.97)) <= small.memory < needed(int(count * 1.05))
+    assert needed(int(count * 0.97)) <= small.memory < needed(1 + int(count * 1.1))
 
 
 def test_a_run_that_cannot_fit_is_warned_of(recipe, devices):
@@ -172,7 +173,7 @@ def test_every_device_says_where_its_figures_come_from(devices):
 def test_the_verb_prints_and_writes(tmp_path):
     recipe = tiny.write_recipe(tmp_path / "recipe.yaml", "nowhere")
     out = tmp_path / "plan.json"
-    stage = "stages=[{name: tune, trainable: [lora], steps: 2, learning_rate: 1e-3, batch_seconds: 12}]"
+    stage = "stages=[{name: tune, trainable: [lora], steps: 2, learning_rate: 1e-3, batch_seconds: 2.4}]"
     words = [recipe, stage, "--device", "cpu,910B", "--devices", "2", "--utterance-seconds", "1.2", "--json", out]
     done = tiny.osum_npu("plan", *words)
     assert done.returncode == 0, done.stderr
