@@ -87,13 +87,13 @@ def digests(model: nn.Module, turn: int) -> dict[str, str]:
         turn: decides which ones, and which of their elements, so that all come round.
     """
     whole = [(name, p) for name, p in model.named_parameters() if not hasattr(p, "device_mesh")]
-    first = turn * _PARAMETERS
-    chosen = [whole[(first + i) % len(whole)] for i in range(min(_PARAMETERS, len(whole)))]
     found = {}
-    for name, parameter in chosen:
+    for number in range(turn * _PARAMETERS, turn * _PARAMETERS + min(_PARAMETERS, len(whole))):
+        times, place = divmod(number, len(whole))
+        name, parameter = whole[place]
         flat = parameter.detach().reshape(-1)
         stride = -(-max(1, flat.numel()) // _ELEMENTS)
-        sample = flat[turn % stride :: stride].cpu().contiguous().view(torch.uint8)
+        sample = flat[times % stride :: stride].cpu().contiguous().view(torch.uint8)
         found[name] = hashlib.blake2b(sample.numpy().tobytes(), digest_size=8).hexdigest()
     return found
 
