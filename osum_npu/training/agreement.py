@@ -32,9 +32,12 @@ class Notes:
         self.hosts = ranks.gather([platform.node()])
         self.turn, self.same = 0, 0
         self.slow: int | None = None
+        self.named: int | None = None
 
     def compare(self, meter: Meter, step: int) -> tuple[dict[str, float], str]:
-        """Return fields of the row and, where another rank has become slow, a line about it; begin to count anew.
+        """Return fields of the row and a line about a rank that has become slow; begin to count anew.
+
+        A rank is named when it is slow for two rows in succession, and not again as long as it stays so.
 
         Raises:
             ValueError: the ranks no longer have the same weights.
@@ -49,10 +52,12 @@ class Notes:
         row, before = meter.row(numbers), self.slow
         self.slow = straggler(numbers)
         meter.begin()
-        if self.slow is None:
-            return row, ""
-        words = describe_straggler(numbers, self.hosts, self.slow) if self.slow != before else ""
-        return {**row, "slow_rank": self.slow}, words
+        words = ""
+        if self.slow != before:
+            self.named = None
+        elif self.slow is not None and self.slow != self.named:
+            self.named, words = self.slow, describe_straggler(numbers, self.hosts, self.slow)
+        return row if self.slow is None else {**row, "slow_rank": self.slow}, words
 
 
 def straggler(ranks: Sequence[Mapping[str, float]]) -> int | None:

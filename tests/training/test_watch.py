@@ -146,6 +146,16 @@ def test_a_run_that_is_killed_turns_back_all_the_same(turned, corpus, tmp_path, 
     assert numbers(out) == numbers(turned)
 
 
+def test_a_run_turns_back_further_where_the_first_turn_does_not_help(corpus, tmp_path, capsys):
+    with planted(1e4, range(25, 25 + 2 * STREAK)):
+        train(tiny.recipe(corpus, tmp_path / "run", *WORDS))
+    said = capsys.readouterr().out
+    assert "rewound to step 24, on" in said
+    assert "step 34: 10 updates" in said
+    assert "rewound to step 18, on" in said
+    assert [row["step"] for row in read_log(tmp_path / "run/log.jsonl")] == list(range(1, 41))
+
+
 @pytest.mark.parametrize(
     ("kept", "rewinds", "words"), [(2, 2, "with no earlier checkpoint of this stage"), (9, 3, "after 3 rewinds")]
 )
