@@ -178,6 +178,11 @@ class Stage:
     )
     eps: float = Field(default=1e-8, gt=0, description="AdamW's, added to the root of the second moment")
     clip: float = Field(default=5.0, gt=0, description="largest norm of the gradient")
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="measurements without a better dev loss after which the stage ends; it ends with its best weights",
+    )
 
     def __post_init__(self) -> None:
         if bad := [name for name, weight in self.tasks.items() if not weight > 0]:
@@ -209,6 +214,9 @@ class Recipe:
     )
     activation_checkpointing: bool = Field(
         default=False, description="compute blocks of encoder, decoder and LLM again for the gradient: less memory"
+    )
+    spike_factor: float | None = Field(
+        default=30.0, gt=1, description="a gradient or loss this far above its running median is left out"
     )
     checkpoint_every: int = Field(default=500, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="how many to keep")

@@ -30,6 +30,8 @@ case $BEHAVE in
     fail) ((RANK_ID == 1)) && exit 7 ;;
     deaf) trap '' TERM ;;
     save) trap 'echo saved >"$RECORDS/$name.saved"; exit 0' TERM ;;
+    again) trap 'echo "saved after step 7" >"$OSUM_SAVED"; exit 75' TERM ;;
+    limit) echo "saved after step 8" >"$OSUM_SAVED"; exit 75 ;;
 esac
 touch "$RECORDS/$name.ready"
 for ((i = 0; i < 600; i++)); do sleep 0.1; done
@@ -201,6 +203,33 @@ def test_ranks_may_save_before_they_end(run):
     assert saving.launch.end(timeout=15)[0] == 0  # all ranks ended well
     saving.wait("saved")
     assert saving.launch.left() == []
+
+
+def test_ranks_that_saved_and_want_to_go_on_are_reported(run):
+    """Both launchers make 1 of any status; the script looks for the file that the ranks leave."""
+    again = run("again")
+    again.wait()
+    again.launch.process.send_signal(signal.SIGTERM)
+    status, output = again.launch.end(timeout=15)
+    assert status == 75
+    assert "msrun_train.sh: saved after step 7" in output
+    assert again.launch.left() == []
+
+
+def test_ranks_that_end_by_themselves_after_saving_are_reported(run):
+    words = ("recipe.yaml", "--devices=2", "--logs=here", "--time-limit", "0:30:00", "--profile=3")
+    limit = run("limit", *words)
+    status, output = limit.launch.end(timeout=15)
+    assert (status, limit.words("MS_WORKER_1")[-2:]) == (75, ["--time-limit=0:30:00", "--profile=3"])
+    assert "saved after step 8" in output
+
+
+def test_an_old_report_of_saving_does_not_count(run, tmp_path):
+    old = tmp_path / "here/node_0/saved"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    assert run("fail", "recipe.yaml", "--devices=2", "--logs=here").launch.end(timeout=15)[0] == 1
+    assert not old.exists()
 
 
 def test_ranks_that_do_not_heed_a_signal_are_killed_by_the_second(run):

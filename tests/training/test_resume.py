@@ -15,6 +15,7 @@ from osum_npu.models.layout import lay_out
 from osum_npu.training.build import build
 from osum_npu.training.log import Log, read_log
 from osum_npu.training.loop import train
+from osum_npu.training.meter import MEASURED
 from osum_npu.training.state import checkpoints, load_tensors, read_progress
 
 STEPS = 14
@@ -48,8 +49,8 @@ def stop(monkeypatch):
 
 
 def numbers(out):
-    """The log without what depends on the clock."""
-    return [{k: v for k, v in row.items() if k != "audio_hours_per_hour"} for row in read_log(out / "log.jsonl")]
+    """The log without what depends on the machine."""
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in read_log(out / "log.jsonl")]
 
 
 def weights(out):
