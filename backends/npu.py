@@ -39,6 +39,13 @@ def fused_adamw(parameters: Iterable[Any], **options: Any) -> torch.optim.Optimi
     return optimizer
 
 
+def profiler(folder: Path) -> Any:
+    """Record host and device; when it stops, CANN writes trace and tables of operators into a folder of ``folder``."""
+    from torch_npu import profiler
+
+    return profiler.profile(on_trace_ready=profiler.tensorboard_trace_handler(str(folder)))
+
+
 def _wanted() -> str:
     """Return the torch_npu that fits the installed torch: the same minor version."""
     major, minor = torch.__version__.split(".")[:2]
@@ -103,6 +110,7 @@ NPU = Backend(
     },
     wake=full_precision,
     adamw=fused_adamw,
+    profiler=profiler,
     diagnose=diagnose,
     mend=(
         "Install CANN and source its set_env.sh, install the torch_npu of the same minor version as torch, and see "

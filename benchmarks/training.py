@@ -4,8 +4,9 @@
 
 FOLDER holds a `train.jsonl` with transcripts, such as speechocean762. The model: encoder 384 × 6, the adapter of OSUM,
 a frozen Qwen2 of 512 × 8 with the real vocabulary, LoRA. Encoder, adapter and LoRA learn by AdamW from utterances of 2
-to 8 s, in the batches of this project's plan: of similar lengths, the same for all sides. A step goes from samples to
-the update. The sides take turns, in one process and one thread:
+to 8 s. A step goes from samples to the update. The sides take turns, in one process and one thread, on the same
+batches: utterances in random order, as MooER has them, and as packing allows; besides, in batches of similar lengths,
+as OSUM sorts them to pad less.
 
     ours              packed, logits at labels alone
     padded            as the reference systems do it; see padded_reference.py
@@ -41,7 +42,7 @@ from tqdm import tqdm
 from osum_npu.audio.mel import frame_count, log_mel
 from osum_npu.config import Stage
 from osum_npu.data.collate import Batch, Collator
-from osum_npu.data.plan import WeightedSource, plan_epoch
+from osum_npu.data.plan import WeightedSource, cut, plan_epoch
 from osum_npu.data.sources import read_source
 from osum_npu.models.adapters import OsumAdapterConfig
 from osum_npu.models.flops import Work, count_flops
@@ -54,7 +55,7 @@ from osum_npu.training.optimizer import Optimizers, freeze
 
 VOCABULARY, SMALL_VOCABULARY = 151_936, 4_096
 BATCH_SECONDS = 60.0
-STEPS = 2
+STEPS = 1
 """Steps of a side in a round."""
 STAGE = Stage(name="bench", trainable=["encoder", "adapter", "lora"], steps=1, learning_rate=1e-4)
 GEMM = 1536
@@ -63,12 +64,16 @@ STEADY = 0.1
 """A run is void whose ceiling moves by more."""
 
 
-def read_batches(folder: Path, count: int) -> list[Batch]:
-    """Return batches of real utterances, tokenized by a tokenizer of their own texts."""
+def read_batches(folder: Path, count: int, *, similar: bool) -> list[Batch]:
+    """Return batches of real utterances, in random order or of similar lengths; their texts make the tokenizer."""
     utterances, _ = read_source(folder / "train.jsonl", 8.0)
     chosen = [u for u in utterances if u.text and 2.0 <= (u.duration or 0.0) <= 8.0]
     tokenizer = train_tokenizer([u.text for u in chosen if u.text], [], SMALL_VOCABULARY)
     steps = plan_epoch([WeightedSource(chosen)], {"asr": 1.0}, batch_seconds=BATCH_SECONDS, seed=0, epoch=0)
+    if not similar:
+        examples = [example for step in steps for example in step]
+        random.Random(0).shuffle(examples)
+        steps = cut(examples, BATCH_SECONDS)
     collate = Collator(tokenizer=tokenizer, n_mels=80, seed=0, spec_augment=None, max_seconds=8.0)
     return [collate(step, 0) for step in random.Random(0).sample(steps, count)]
 
@@ -294,7 +299,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], action="append", help="one only (default: both)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    batches = read_batches(args.folder, 10)
+    batches, similar = (read_batches(args.folder, 10, similar=similar) for similar in (False, True))
     sound = statistics.mean(batch.seconds for batch in batches)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {sound:.0f} s of sound a step")
     figures: dict[str, Any] = {}
@@ -302,11 +307,13 @@ def main() -> None:
         rivals = ["ours", "padded", *(["qwen2_audio"] if dtype is torch.float32 else [])]
         large = race(rivals, VOCABULARY, dtype, batches, args.rounds)
         small = race(["ours", "padded"], SMALL_VOCABULARY, dtype, batches, args.rounds)
+        sorted_ = race(["ours", "padded"], VOCABULARY, dtype, similar, args.rounds)
         memory = {name: peak(name, dtype, batches) for name in ("ours", "padded")}
-        rate, rate_small = (each["seconds_of_sound_by_cpu_second"] for each in (large, small))
+        rate, rate_small, rate_sorted = (each["seconds_of_sound_by_cpu_second"] for each in (large, small, sorted_))
         row = {
             "vs_padded": rate["ours"] / rate["padded"],
             "vs_padded_small_vocabulary": rate_small["ours"] / rate_small["padded"],
+            "vs_padded_similar_lengths": rate_sorted["ours"] / rate_sorted["padded"],
             "vs_qwen2_audio": rate["ours"] / rate["qwen2_audio"] if "qwen2_audio" in rate else None,
             "memory_vs_padded": memory["ours"] / memory["padded"],
             "gemm_share": large["share"],
@@ -317,9 +324,11 @@ def main() -> None:
             print(f"  {name:<12} {value:8.2f}")
         for name, value in rate_small.items():
             print(f"  {name:<12} {value:8.2f}   vocabulary of {SMALL_VOCABULARY}")
+        for name, value in rate_sorted.items():
+            print(f"  {name:<12} {value:8.2f}   batches of similar lengths")
         print("  memory above the weights: " + ", ".join(f"{n} {b / 2**20:.0f} MiB" for n, b in memory.items()))
         print(f"  ceiling {large['ceiling_gflops']:.0f} GFLOP/s, moved by {large['ceiling_moved']:.1%}")
-        if large["void"] or small["void"]:
+        if any(each["void"] for each in (large, small, sorted_)):
             print("  VOID: the ceiling moved too much; run it on a quiet machine")
         print("  " + ", ".join(f"{n} {v:.3f}" for n, v in row.items() if v is not None))
     if args.json:

@@ -5,9 +5,7 @@ Shapes as in ``osum_npu.functional``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,23 +63,11 @@ def packed_attention(
     scale: float | None = None,
 ) -> Tensor:
     """Compute ``osum_npu.functional.packed_attention``: no masks, one call for neighbours of one length."""
-    return by_length(attention, query_THD, key_TKD, value_TKD, lengths, causal=causal, scale=scale)
-
-
-def by_length(
-    attend: Callable[..., Tensor],
-    query_THD: Tensor,
-    key_TKD: Tensor,
-    value_TKD: Tensor,
-    lengths: Sequence[int],
-    **settings: Any,
-) -> Tensor:
-    """Compute packed attention by a dense one; neighbours of one length are a batch without a copy."""
     runs = [(length, len(list(run))) for length, run in groupby(lengths) if length]
     sizes = [length * count for length, count in runs]
     parts = zip(*(torch.split(x, sizes) for x in (query_THD, key_TKD, value_TKD)), runs, strict=True)
     outs = [
-        attend(*(x.unflatten(0, (count, length)) for x in part), **settings).flatten(0, 1)
+        attention(*(x.unflatten(0, (count, length)) for x in part), causal=causal, scale=scale).flatten(0, 1)
         for *part, (length, count) in parts
     ]
     return torch.cat(outs) if len(outs) > 1 else outs[0]

@@ -14,6 +14,8 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,6 +49,8 @@ class Backend:
     """Called before its first use in a process, to set what has no environment variable."""
     adamw: Callable[..., torch.optim.Optimizer] | None = None
     """Its own AdamW, with torch's arguments, for a training of one process and one stage; None where it has none."""
+    profiler: Callable[[Path], Any] | None = None
+    """Makes a profiler with ``start`` and ``stop`` that writes into a folder; torch's own where it is None."""
     diagnose: Callable[[], Mapping[str, str]] = dict
     """Says, by name, what else decides how it runs: versions that must match, settings. Works where it cannot run."""
     mend: str = ""

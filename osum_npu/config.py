@@ -159,9 +159,7 @@ class Stage:
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = Field(
         default="linear", description="how the learning rate falls after that; inverse_sqrt is OSUM's WarmupLR"
     )
-    batch_seconds: float = Field(
-        default=120.0, gt=0, description="sound of one step over all ranks, padding counted, in seconds"
-    )
+    batch_seconds: float = Field(default=120.0, gt=0, description="sound of one step over all ranks, in seconds")
     shortest_first: bool = Field(
         default=False,
         description="first epoch in rising length, which an untrained encoder learns from sooner (SortaGrad)",
@@ -180,6 +178,11 @@ class Stage:
     )
     eps: float = Field(default=1e-8, gt=0, description="AdamW's, added to the root of the second moment")
     clip: float = Field(default=5.0, gt=0, description="largest norm of the gradient")
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="measurements without a better dev loss after which the stage ends; it ends with its best weights",
+    )
 
     def __post_init__(self) -> None:
         if bad := [name for name, weight in self.tasks.items() if not weight > 0]:
@@ -214,6 +217,9 @@ class Recipe:
     )
     sharding: Literal["none", "full", "hybrid"] = Field(
         default="none", description="divide weights, gradients and optimiser among all ranks, or among those of a node"
+    )
+    spike_factor: float | None = Field(
+        default=30.0, gt=1, description="a gradient or loss this far above its running median is left out"
     )
     checkpoint_every: int = Field(default=500, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="how many to keep")

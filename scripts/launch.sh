@@ -3,6 +3,7 @@
 # They source it and call `parse`, with the port where the launcher's users expect the ranks to meet, and `run`.
 
 GRACE=60 # seconds that ranks have to end after a signal
+SAVED=75 # status of a run that saved before its end
 
 fail() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
@@ -21,6 +22,8 @@ Trains a recipe on one node, or on several by the same command line on each of t
   --master HOST     address of node 0; needed with several nodes
   --port P          port on node 0 where the ranks meet ($port)
   --logs FOLDER     folder of the run's logs (runs/logs/TIME); a folder for each node in it
+  --time-limit H:MM:SS, --profile STEPS
+                    as of osum-npu train
 END
 }
 
@@ -39,6 +42,10 @@ parse() {
                 option=${1#--}
                 printf -v "${option//-/_}" '%s' "$2"
                 shift 2
+                ;;
+            --time-limit | --profile)
+                (($# > 1)) || fail "$1 wants a value; ${0##*/} --help tells which"
+                words+=("$1=$2") && shift 2
                 ;;
             -*) fail "there is no option $1; ${0##*/} --help lists them" ;;
             *) words+=("$1") && shift ;;
@@ -84,7 +91,9 @@ run() {
     command -v python >/dev/null || fail "there is no python in PATH; activate the environment of osum-npu"
     python -c 'import osum_npu' 2>/dev/null ||
         fail "$(command -v python) has no osum_npu; activate the environment it is installed in: source .venv/bin/activate"
-    mkdir -p "$logs" || fail "--logs: cannot write to $logs"
+    # ranks write it once all is saved: what status they end with, both launchers hide
+    export OSUM_SAVED=$logs/saved
+    mkdir -p "$logs" && rm -f "$OSUM_SAVED" || fail "--logs: cannot write to $logs"
     # torch_npu is imported once the backend's record has set its variables, not before, by torch itself
     export TORCH_DEVICE_BACKEND_AUTOLOAD="${TORCH_DEVICE_BACKEND_AUTOLOAD:-0}"
     if [[ ! ${OMP_NUM_THREADS:-} ]]; then # both launchers would give each process a single thread
@@ -132,6 +141,10 @@ await() {
     end_all
     wait "$launcher" 2>/dev/null && status=0 || status=$?
     ((status == 0)) || status=${stopped:-$status}
+    if [[ -e $OSUM_SAVED ]]; then
+        echo "${0##*/}: $(<"$OSUM_SAVED")" >&2
+        exit "$SAVED"
+    fi
     ((status == 0)) || echo "${0##*/}: ended with status $status; each rank's output is in $logs" >&2
     exit "$status"
 }

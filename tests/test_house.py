@@ -24,7 +24,7 @@ LEVELS = [
     {"op", "backend", "launch", "strict"},
     {"audio", "functional", "parity"},
     {"models", "data", "tasks", "checkpoints"},
-    {"training", "inference", "evaluation", "serving", "comparison"},
+    {"training", "inference", "evaluation", "serving", "comparison", "planning"},
     {"cli", "__main__"},
 ]
 HEIGHT = {room: height for height, level in enumerate(LEVELS) for room in level}

@@ -30,6 +30,8 @@ case $BEHAVE in
     fail) ((RANK_ID == 1)) && exit 7 ;;
     deaf) trap '' TERM ;;
     save) trap 'echo saved >"$RECORDS/$name.saved"; exit 0' TERM ;;
+    again) trap 'echo "saved after step 7" >"$OSUM_SAVED"; exit 75' TERM ;;
+    limit) echo "saved after step 8" >"$OSUM_SAVED"; exit 75 ;;
 esac
 touch "$RECORDS/$name.ready"
 for ((i = 0; i < 600; i++)); do sleep 0.1; done
@@ -179,7 +181,7 @@ def test_each_run_has_logs_of_its_own(run):
 
 def test_a_failed_rank_ends_the_run_and_leaves_nothing(run):
     failing = run("fail")
-    status, output = failing.launch.end(timeout=15)
+    status, output = failing.launch.end(timeout=60)
     assert status == 1
     assert "ended with status 1; each rank's output is in runs/logs/" in output
     assert failing.launch.left() == []
@@ -190,7 +192,7 @@ def test_a_signal_ends_the_run(run, name, status):
     staying = run("stay")
     staying.wait()
     staying.launch.process.send_signal(signal.Signals[name])
-    assert staying.launch.end(timeout=15)[0] == status
+    assert staying.launch.end(timeout=60)[0] == status
     assert staying.launch.left() == []
 
 
@@ -198,9 +200,36 @@ def test_ranks_may_save_before_they_end(run):
     saving = run("save")
     saving.wait()
     saving.launch.process.send_signal(signal.SIGTERM)
-    assert saving.launch.end(timeout=15)[0] == 0  # all ranks ended well
+    assert saving.launch.end(timeout=60)[0] == 0  # all ranks ended well
     saving.wait("saved")
     assert saving.launch.left() == []
+
+
+def test_ranks_that_saved_and_want_to_go_on_are_reported(run):
+    """Both launchers make 1 of any status; the script looks for the file that the ranks leave."""
+    again = run("again")
+    again.wait()
+    again.launch.process.send_signal(signal.SIGTERM)
+    status, output = again.launch.end(timeout=60)
+    assert status == 75
+    assert "msrun_train.sh: saved after step 7" in output
+    assert again.launch.left() == []
+
+
+def test_ranks_that_end_by_themselves_after_saving_are_reported(run):
+    words = ("recipe.yaml", "--devices=2", "--logs=here", "--time-limit", "0:30:00", "--profile=3")
+    limit = run("limit", *words)
+    status, output = limit.launch.end(timeout=60)
+    assert (status, limit.words("MS_WORKER_1")[-2:]) == (75, ["--time-limit=0:30:00", "--profile=3"])
+    assert "saved after step 8" in output
+
+
+def test_an_old_report_of_saving_does_not_count(run, tmp_path):
+    old = tmp_path / "here/node_0/saved"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    assert run("fail", "recipe.yaml", "--devices=2", "--logs=here").launch.end(timeout=60)[0] == 1
+    assert not old.exists()
 
 
 def test_ranks_that_do_not_heed_a_signal_are_killed_by_the_second(run):
@@ -210,7 +239,7 @@ def test_ranks_that_do_not_heed_a_signal_are_killed_by_the_second(run):
     time.sleep(1)
     assert deaf.launch.process.poll() is None
     deaf.launch.process.send_signal(signal.SIGTERM)
-    status, output = deaf.launch.end(timeout=15)
+    status, output = deaf.launch.end(timeout=60)
     assert status == 143
     assert "a second signal ends them at once" in output
     assert deaf.launch.left() == []
@@ -223,7 +252,7 @@ def test_an_msrun_that_dies_leaves_no_orphans(run, number, status):
     orphans.wait()
     (msrun,) = (pid for pid in orphans.launch.left() if "msrun_emulator" in Path(f"/proc/{pid}/cmdline").read_text())
     os.kill(msrun, number)
-    assert orphans.launch.end(timeout=15)[0] == status
+    assert orphans.launch.end(timeout=60)[0] == status
     assert orphans.launch.left() == []
     assert len(list(orphans.records.glob("*.saved"))) == (2 if number == signal.SIGTERM else 0)
 

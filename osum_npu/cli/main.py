@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 
 from osum_npu import __version__, launch
-from osum_npu.cli import average, check, convert, data, doctor, evaluate, infer, parity, quickstart, show, train
+from osum_npu.cli import average, check, convert, data, doctor, evaluate, infer, parity, plan, quickstart, show, train
+from osum_npu.training.interrupt import STATUS, Interrupted
 
-VERBS = (quickstart, train, check, show, infer, evaluate, data, convert, average, doctor, parity)
+VERBS = (quickstart, train, check, show, plan, infer, evaluate, data, convert, average, doctor, parity)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -28,7 +29,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; return the exit status: 0 done, 1 the verb found something wrong, 2 it could not start."""
+    """Run one verb; return the exit status.
+
+    0 done, 1 the verb found something wrong, 2 it could not start, 75 it saved before its end, 130 interrupted.
+    """
     if launch.is_scheduler():
         print("osum-npu: msrun's copy for a scheduler, which is not needed; done")
         return 0
@@ -41,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"osum-npu: {error}" if "\n" not in str(error) else str(error), file=sys.stderr)
         return 2
+    except Interrupted as end:
+        print(f"osum-npu: {end}", file=sys.stderr)
+        return STATUS
     except KeyboardInterrupt:
         print("osum-npu: interrupted", file=sys.stderr)
         return 130

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from osum_npu import parity
+from osum_npu import packing, parity
 from osum_npu.comparison.formula import fill, tensor
-from osum_npu.models import packing
 from osum_npu.models.adapters import OsumAdapter, OsumAdapterConfig
 from osum_npu.models.llm import decode_packed, use_own_ops
 from osum_npu.models.whisper import WhisperEncoder, WhisperEncoderConfig

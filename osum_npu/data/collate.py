@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from osum_npu.audio.augment import Drawn, SpecAugmentConfig, draw
 from osum_npu.audio.mel import frame_count
 from osum_npu.audio.read import SAMPLE_RATE, read_audio
-from osum_npu.data.plan import Example, padded_length
+from osum_npu.data.plan import Example
 from osum_npu.tasks import Prompts, Task, Utterance, draw_prompt, prompts, spell, write
 from osum_npu.tasks.answer import STAMP_SECONDS
 
@@ -108,7 +108,7 @@ class Collator:
             drawn = [draw(self.spec_augment, frame_count(n), self.n_mels, rng) for n, rng in zip(samples, rngs)]
         return Batch(
             examples=kept,
-            wave_BS=self._pad(waves),
+            wave_BS=nn.utils.rnn.pad_sequence(waves, batch_first=True) if waves else torch.zeros(0, 0),
             samples=samples,
             about=[question.about for question in questions],
             prompts=self._ids([question.prompt for question in questions]),
@@ -136,17 +136,6 @@ class Collator:
             if len(answer) > limit
         ]
         return [i for i, answer in enumerate(answers) if len(answer) <= limit], faults
-
-    def _pad(self, waves: list[Tensor]) -> Tensor:
-        """Put waves side by side, zero behind each end, ``[B, S]``."""
-        if not waves:
-            return torch.zeros(0, 0)
-        longest = max(map(len, waves))
-        limit = max(longest, int(self.max_seconds * SAMPLE_RATE))
-        wave_BS = torch.zeros(len(waves), min(limit, round(padded_length(longest / SAMPLE_RATE) * SAMPLE_RATE)))
-        for row, wave in zip(wave_BS, waves):
-            row[: len(wave)] = wave
-        return wave_BS
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         if not texts:

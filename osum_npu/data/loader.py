@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,11 @@ class _Steps(Dataset[list[Batch]]):
 
     def __getitem__(self, index: int) -> list[Batch]:
         return [self.collate(examples, self.epoch) for examples in self.parts[index]]
+
+
+def _end_with_the_training(_: int) -> None:
+    """Let a worker end with its training alone: schedulers send SIGTERM to all processes of a run that is to save."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def steps(
@@ -90,6 +96,7 @@ def steps(
             batch_size=None,
             num_workers=workers,
             prefetch_factor=4 if workers else None,
+            worker_init_fn=_end_with_the_training,
             # of its own: torch draws from it with every epoch, which would shift the dropout of a resumed run
             generator=torch.Generator(),
         )

@@ -6,7 +6,6 @@ state of a run is (epoch, steps done), on any number of ranks.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +18,6 @@ _WINDOW = 24
 _BLOCK = 8192
 """Rows of tars that are shuffled together, those of eight tars of the usual size: large sets are read nearly as they
 lie on the disk."""
-
-
-LENGTH_STEP = 0.16
-"""Seconds in which the length of a batch grows. Libraries prepare a kernel for each shape and keep it, so a few shapes
-that come again are faster than the least padding: a quarter less time for a small model on a CPU."""
 
 
 class Example(NamedTuple):
@@ -67,7 +61,7 @@ def plan_epoch(
     Args:
         sources: the mixture.
         tasks: how often each task is drawn among those that an utterance can serve.
-        batch_seconds: sound of one step with padding; a single longer utterance makes a step of its own.
+        batch_seconds: sound of one step; a single longer utterance makes a step of its own.
         seed: of the run.
         epoch: counts from 0.
         questions: how many different tasks are drawn for an utterance that can serve as many.
@@ -118,19 +112,17 @@ def _draw(possible: list[Task], weights: Mapping[str, float], count: int, rng: r
     return tuple(drawn)
 
 
-def padded_length(seconds: float) -> float:
-    """Return to how many seconds a batch is padded whose longest utterance has ``seconds``."""
-    return math.ceil(seconds / LENGTH_STEP) * LENGTH_STEP
-
-
 def cut(examples: Sequence[Example], seconds: float) -> list[list[Example]]:
-    """Cut examples in falling length into groups of at most ``seconds`` of sound, padding counted."""
+    """Cut examples into groups of at most ``seconds`` of sound; a longer one makes a group of its own."""
     groups: list[list[Example]] = []
+    filled = 0.0
     for example in examples:
-        if groups and (len(groups[-1]) + 1) * padded_length(_seconds(groups[-1][0])) <= seconds:
+        filled += _seconds(example)
+        if groups and filled <= seconds:
             groups[-1].append(example)
         else:
             groups.append([example])
+            filled = _seconds(example)
     return groups
 
 

@@ -16,8 +16,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from osum_npu import functional
-from osum_npu.models import packing
+from osum_npu import functional, packing
 from osum_npu.models.whisper import Stride
 from osum_npu.strict import STRICT
 

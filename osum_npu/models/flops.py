@@ -19,7 +19,7 @@ from osum_npu.models.whisper import WhisperEncoderConfig
 
 @dataclass(frozen=True)
 class Work:
-    """What one step computes; padding counts where it is computed."""
+    """What one step computes."""
 
     frames: Sequence[int]
     """Mel frames of each utterance."""

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from transformers import LogitsProcessorList, PreTrainedConfig, PreTrainedModel, RepetitionPenaltyLogitsProcessor
 from transformers.initialization import no_init_weights
 
-from osum_npu import functional
+from osum_npu import functional, packing
 from osum_npu.checkpoints.shards import read_weights, write_weights
-from osum_npu.models import packing
 from osum_npu.models.adapters import OsumAdapter, OsumAdapterConfig
 from osum_npu.models.layout import Layout, lay_out, lay_out_left
 from osum_npu.models.llm import build_llm, decode_packed, load_llm

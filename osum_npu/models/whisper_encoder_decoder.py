@@ -25,9 +25,8 @@ from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperFor
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from osum_npu import functional
+from osum_npu import functional, packing
 from osum_npu.checkpoints.whisper import encoder_state
-from osum_npu.models import packing
 from osum_npu.models.llm import ATTENTION
 from osum_npu.models.speech_llm import CROSS_ENTROPY_CHUNK, SpeechLLMOutput
 from osum_npu.models.whisper import WhisperEncoder, WhisperEncoderConfig

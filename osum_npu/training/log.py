@@ -49,8 +49,9 @@ class Log:
                 if name not in ("step", "stage") and isinstance(value, int | float):
                     self.board.add_scalar(name, value, row["step"])
         if "audio_hours_per_hour" in row:
-            loss = row.get("loss", row.get("ctc_loss"))
-            self.bar.set_postfix_str(f"loss {loss:.3f}, {row['audio_hours_per_hour']:.0f} h/h", refresh=False)
+            loss, wait = row.get("loss", row.get("ctc_loss")), row["waiting_share"]
+            words = f"loss {loss:.3f}, {row['audio_hours_per_hour']:.0f} h/h, waiting {wait:.0%}"
+            self.bar.set_postfix_str(words, refresh=False)
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""

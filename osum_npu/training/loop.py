@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import time
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,16 +19,20 @@ from osum_npu.checkpoints.model_directory import save_model
 from osum_npu.config import Recipe, RecipeError, Source, Stage, dump_recipe, missing_files
 from osum_npu.data.collate import Batch, Collator
 from osum_npu.data.loader import Step, steps
-from osum_npu.data.plan import Example, WeightedSource, cut, plan_epoch, servable
+from osum_npu.data.plan import WeightedSource, servable
 from osum_npu.data.sources import read_source
 from osum_npu.files import write_text
 from osum_npu.models.speech_llm import SpeechLLM, SpeechLLMOutput
 from osum_npu.models.whisper_encoder_decoder import TranscriptStart, WhisperEncoderDecoder
 from osum_npu.tasks import read_prompts
+from osum_npu.training.agreement import Notes
 from osum_npu.training.build import Trainee, build
 from osum_npu.training.card import model_card
-from osum_npu.training.log import Log, Silence
+from osum_npu.training.interrupt import Interrupt, Interrupted, report_saved
+from osum_npu.training.log import Log, Silence, read_log
+from osum_npu.training.meter import Meter
 from osum_npu.training.optimizer import Optimizers, freeze, schedule
+from osum_npu.training.profile import Profile
 from osum_npu.training.ranks import Ranks
 from osum_npu.training.saver import Saver, checkpoints, newest_whole
 from osum_npu.training.sharding import blank_batch, clip, reshard, shard, whole_state
@@ -42,21 +48,26 @@ from osum_npu.training.state import (
     restore_weights,
     tensors,
 )
+from osum_npu.training.summary import summary
+from osum_npu.training.validate import EarlyStop, dev_losses
+from osum_npu.training.watch import STREAK, Rewind, Watch
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_DEV_UTTERANCES = 256
-"""How many utterances a measurement of the dev loss takes at most."""
-_MAX_BAD_STEPS = 20
-"""Steps in a row with an infinite or undefined gradient after which a run gives up."""
 
 
-def train(recipe: Recipe) -> Path:
+def train(recipe: Recipe, *, time_limit: float | None = None, profile: int = 0) -> Path:
     """Train, or go on where an interrupted run of the same recipe stopped.
+
+    Args:
+        recipe: all of the training.
+        time_limit: seconds from now after which the run saves and ends.
+        profile: steps to record into ``out/profile``.
 
     Returns:
         The finished model's directory, ``out/model``.
 
     Raises:
+        Interrupted: SIGTERM or the time limit has ended the run; all it did is saved.
         RecipeError: a file that the recipe needs is missing, or ``out`` holds another recipe's run.
         ValueError: the backend cannot run here, or the data cannot be used.
     """
@@ -67,7 +78,7 @@ def train(recipe: Recipe) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         if launch.read().rank == 0:
             write_text(out / "recipe.yaml", text)
-    return _Run(recipe, out).run()
+    return _Run(recipe, out, time_limit).run(profile)
 
 
 @contextmanager
@@ -77,8 +88,8 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(
-            f"the run could not be written to {path}: {error}; make room there and allow writing, then "
-            "give the same command again"
+            f"the run could not be written to {path}: {error}; make room there and allow writing, then give the same "
+            "command again"
         ) from error
 
 
@@ -93,8 +104,10 @@ def _taken(out: Path, text: str) -> list[str]:
 class _Run:
     """One process's part of a run."""
 
-    def __init__(self, recipe: Recipe, out: Path) -> None:
+    def __init__(self, recipe: Recipe, out: Path, time_limit: float | None = None) -> None:
         self.recipe, self.out = recipe, out
+        self.interrupt, self.stopping = Interrupt(time_limit), False
+        self.watch = Watch(out / "watch.json", recipe.spike_factor)
         self.backend = backend.current()
         self.device = self.backend.activate()
         self.ranks = Ranks(launch.read(), self.backend.collective, self.device)
@@ -110,6 +123,8 @@ class _Run:
             shard(model, recipe.sharding, self.ranks, self.dtype)
         self.model: Trainee = model.to(self.device)
         self.blank = blank_batch(self.tokenizer.eos_token_id)
+        self.meter = Meter(self.model, recipe.stages[0], self.device)
+        self.notes = Notes(self.ranks, self.model)
         self.start: TranscriptStart | None = None
         self.max_answer_tokens = recipe.data.max_answer_tokens
         if isinstance(model, WhisperEncoderDecoder):
@@ -126,34 +141,44 @@ class _Run:
                     f"stage {stage.name!r}: no utterance of the training data carries the labels for any of its "
                     f"tasks: {', '.join(stage.tasks)}"
                 )
+            if stage.patience is not None and not _serves(self.dev_sources, stage):
+                raise ValueError(
+                    f"stage {stage.name!r} has patience, but no utterance of the dev data carries the labels for any "
+                    f"of its tasks: {', '.join(stage.tasks)}"
+                )
 
-    def run(self) -> Path:
+    def run(self, profile: int = 0) -> Path:
         """Train all stages that are still to do, and write the model."""
         recipe, progress = self.recipe, Progress()
         damaged: list[str] = []
         found = newest_whole(self.out / "checkpoints", self.ranks, damaged.append)
         if found:
-            check_unchanged(found, self.data, self.frozen)
-            progress = read_progress(found)
-            restore_weights(found, self.model, self.ranks)
+            progress = self._load(found)
             self.skipped = [*self._named(), *self.skipped]
-        self.log = Log(self.out, recipe.steps, progress.step) if self.ranks.leads else Silence()
-        self.saver = Saver(self.out / "checkpoints", recipe.keep_checkpoints, self.ranks, self.log.say)
+        self.log = self._open_log(progress)
+        self.saver = Saver(self.out / "checkpoints", recipe.keep_checkpoints, self.ranks, self._say)
+        self.best = Saver(self.out / "best", 2, self.ranks, self._say)
+        steps = profile if self.ranks.leads else 0
+        self.profile = Profile(steps, self.out / "profile", self.device, self.backend.profiler, self.log.say)
         self._report_skipped()
         for message in [*damaged, *filter(None, [self.ignored_prompts])]:
             self.log.say(message)
         devices = f"{self.device}" if self.ranks.size == 1 else f"{self.ranks.size} × {self.device.type}"
         self.log.say(f"{devices}, {str(self.dtype).removeprefix('torch.')}, {_millions(self.model)} parameters")
         try:
-            for index in range(progress.stage, len(recipe.stages)):
-                if index > progress.stage:
-                    progress = Progress(stage=index, step=progress.step)
-                progress = self._stage(recipe.stages[index], progress, found)
-                found = None
+            with self.interrupt:
+                self._stages(progress, found)
             self.saver.finish()
             self.skipped = self.ranks.gather(self.skipped)
+        except Interrupted as end:
+            self.skipped = self.ranks.gather(self.skipped)
+            self.ranks.leave()  # launchers kill the other ranks once one has ended so
+            report_saved(str(end))
+            raise
         finally:
             self.saver.close()
+            self.best.close()
+            self.profile.close()
             self._report_skipped()
             self.log.close()
         left_out = self.model.left_out() if isinstance(self.model, SpeechLLM) else ()
@@ -161,79 +186,168 @@ class _Run:
         if self.ranks.leads:
             with _writing(self.out / "model"):
                 save_model(self.model, self.tokenizer, self.out / "model", model_card(recipe), weights)
+            print(summary(read_log(self.out / "log.jsonl")))
         self.ranks.leave()
         return self.out / "model"
+
+    def _stages(self, progress: Progress, found: Path | None) -> None:
+        """Train all stages from ``progress`` on."""
+        while True:
+            try:
+                progress = self._stage(self.recipe.stages[progress.stage], progress, found)
+            except Rewind as turn:
+                progress, found = self._rewind(turn)
+                continue
+            if progress.stage == len(self.recipe.stages) - 1:
+                return
+            progress, found = Progress(stage=progress.stage + 1, step=progress.step), None
 
     def _stage(self, stage: Stage, progress: Progress, found: Path | None) -> Progress:
         """Train one stage from ``progress``, with the states of the checkpoint ``found`` if there is one."""
         parameters = freeze(self.model, stage)
         optimizer = self._optimizers(stage)
         if found is not None:
-            restore_optimizer(found, optimizer, self.model, self.ranks)
+            if progress.stage_step:
+                restore_optimizer(found, optimizer, self.model, self.ranks)
             restore_rng(found, self.ranks)
         if progress.stage_step == 0:
+            self.watch.begin_stage()
             self.log.say(f"stage {stage.name}: {_millions(parameters)} parameters learn in {stage.steps} steps")
-        recipe, feed = self.recipe, self._feed(stage, progress)
+        recipe, self.meter = self.recipe, Meter(self.model, stage, self.device)
+        feed, early = self.meter.timed(self._feed(stage, progress)), self._early_stop(stage, progress)
         self.model.train()
-        began, sound, bad, reserved = time.perf_counter(), 0.0, 0, False
+        reserved = False
         while progress.stage_step < stage.steps:
+            self.profile.tick()
             step = next(feed)
             factor = schedule(stage, progress.stage_step)
             losses = self._backward(stage, step)
             if not self.sharded:
                 self.ranks.add_gradients(parameters)
             norm = clip(parameters, stage.clip)
-            if torch.isfinite(norm):
-                optimizer.step(factor)
-                bad = 0
+            # the one time in a step that the host waits for the device: whether to update depends on these
+            values = torch.stack([norm.float(), *losses.values()]).tolist()
+            numbers = dict(zip(["gradient_norm", *losses], values))
+            if fault := self.watch.fault(numbers, stage.clip):
+                self.log.say(f"step {progress.step + 1}: {fault}; its update is left out")
             else:
-                bad += 1
-                self.log.say(f"step {progress.step + 1}: the gradient is not finite; its update is left out")
-                if bad == _MAX_BAD_STEPS:
-                    raise ValueError(
-                        f"{bad} steps in a row had no finite gradient: lower learning_rate, or set precision: float32"
-                    )
+                optimizer.step(factor)
             optimizer.zero_grad()
             if not reserved:
                 self.saver.reserve(self._kept(progress, optimizer))
                 reserved = True
             progress = Progress(progress.stage, progress.stage_step + 1, progress.step + 1, step.after)
-            sound += sum(batch.seconds for batch in step.batches) * self.ranks.size
             if progress.step % recipe.log_every == 0:
-                elapsed = time.perf_counter() - began
-                row = {
-                    "stage": stage.name,
-                    "step": progress.step,
-                    **{name: loss.item() for name, loss in losses.items()},
-                    "learning_rate": stage.learning_rate * factor,
-                    "gradient_norm": norm.item(),
-                    "audio_hours_per_hour": sound / elapsed,
-                    "epoch": step.after.epoch,
-                }
-                self.log.row(row)
-                began, sound = time.perf_counter(), 0.0
+                notes, warning = self.notes.compare(self.meter, progress.step)
+                rates = {"learning_rate": stage.learning_rate * factor, **notes}
+                row = {**numbers, **rates, "left_out": self.watch.left_out, "epoch": step.after.epoch}
+                self.log.row({"stage": stage.name, "step": progress.step, **row})
+                if warning:
+                    self.log.say(f"step {progress.step}: {warning}")
             self.log.advance(stage.name)
+            if self.watch.streak == STREAK:
+                raise self.watch.rewind(progress, fault)
             finished = progress.stage_step == stage.steps
-            measured = finished or progress.step % recipe.dev_every == 0
-            if measured and (self.ranks.leads or self.sharded) and _serves(self.dev_sources, stage):
-                self.log.row({"stage": stage.name, "step": progress.step, "dev_loss": self._dev_loss(stage)})
-            if finished or progress.step % recipe.checkpoint_every == 0:
+            if finished or progress.step % recipe.dev_every == 0:
+                finished |= self._validate(stage, progress, optimizer, early)
+            if finished:
+                progress = replace(progress, stage_step=stage.steps)
+            # none of weights that may be at fault, unless there is no later time
+            due = progress.step % recipe.checkpoint_every == 0 and not self.watch.streak
+            if finished or due or self.stopping:
                 self._save(progress, optimizer)
+            if self.stopping:
+                self.saver.finish(needed=True)
+                raise Interrupted(f"saved after step {progress.step}; the same command goes on from there")
         return progress
+
+    def _validate(self, stage: Stage, progress: Progress, optimizer: Optimizers, early: EarlyStop | None) -> bool:
+        """Measure the dev loss; say whether to end the stage early. With patience, it ends with its best weights."""
+        mine = [0, 0, 0]
+        measures = self.ranks.leads or self.sharded  # of a shared model, each computes all: they meet in every block
+        if measures and _serves(self.dev_sources, stage) and (losses := self._dev_losses(stage)):
+            self.log.row({"stage": stage.name, "step": progress.step, **losses})
+            if early is not None and self.ranks.leads:
+                mine = [int(early.better(progress.step, losses["dev_loss"])), int(early.enough), early.step]
+        if early is None:
+            return False
+        better, enough, best = self.ranks.counts(*mine)
+        if better:
+            self.best.save(progress.step, self._kept(progress, optimizer), self._facts(progress))
+        if best and (enough or progress.stage_step == stage.steps):
+            self.best.finish(needed=True)
+            restore_weights(self.out / "best" / f"step_{best:08d}", self.model, self.ranks)
+            self.log.say(f"stage {stage.name} ends after step {progress.step} with the weights of step {best}")
+        return bool(enough)
 
     def _save(self, progress: Progress, optimizer: Optimizers) -> None:
         """Begin to write a checkpoint."""
-        trained = self._trained(progress)
-        frozen = {part: known for part, known in self.frozen.items() if part not in trained}
-        self.saver.save(progress.step, self._kept(progress, optimizer), facts(progress, self.ranks, self.data, frozen))
+        self.best.finish()  # a run that goes on from here looks for it
+        if self.ranks.leads:
+            self.watch.save(progress.step, self.recipe.keep_checkpoints)
+        self.saver.save(progress.step, self._kept(progress, optimizer), self._facts(progress))
         self._name_skipped()
 
     def _kept(self, progress: Progress, optimizer: Optimizers) -> dict[str, Tensor]:
         return tensors(self.model, self._trained(progress), optimizer, self.ranks)
 
+    def _facts(self, progress: Progress) -> dict[str, Any]:
+        trained = self._trained(progress)
+        frozen = {part: known for part, known in self.frozen.items() if part not in trained}
+        return facts(progress, self.ranks, self.data, frozen)
+
     def _trained(self, progress: Progress) -> set[str]:
-        """Return the parts that the stages so far have trained."""
-        return {part for stage in self.recipe.stages[: progress.stage + 1] for part in stage.trainable}
+        """Return the parts that the stages so far have trained; at a stage's end, with those of the next.
+
+        A run that rewinds to the beginning of a stage needs what the stage trains as it was then.
+        """
+        stages = self.recipe.stages
+        ended = progress.stage_step == stages[progress.stage].steps
+        return {part for stage in stages[: progress.stage + 1 + ended] for part in stage.trainable}
+
+    def _early_stop(self, stage: Stage, progress: Progress) -> EarlyStop | None:
+        """Begin to wait for a better dev loss, or go on from what the log says."""
+        if stage.patience is None:
+            return None
+        self._remove(self.out / "best", progress.step)
+        rows = [row for row in read_log(self.out / "log.jsonl") if row["step"] <= progress.step]
+        return EarlyStop(stage.patience, [row for row in rows if row["stage"] == stage.name])
+
+    def _load(self, checkpoint: Path) -> Progress:
+        """Take the weights of a checkpoint; return where it stood."""
+        check_unchanged(checkpoint, self.data, self.frozen)
+        progress = read_progress(checkpoint)
+        restore_weights(checkpoint, self.model, self.ranks)
+        self.watch.load(progress.step)
+        return progress
+
+    def _rewind(self, turn: Rewind) -> tuple[Progress, Path]:
+        """Go back to an earlier checkpoint of this stage, and on with the data behind the updates left out."""
+        folder, at = self.out / "checkpoints", turn.progress
+        self.saver.finish()
+        left_out, rewinds = self.watch.left_out, self.watch.rewinds + 1
+        found = self.watch.target({path: read_progress(path) for path in checkpoints(folder)}, turn)
+        progress = self._load(found)
+        self.watch.left_out, self.watch.rewinds, self.watch.streak = left_out, rewinds, 0
+        self.ranks.counts(0)  # all have read it
+        self._remove(folder, progress.step)
+        self.log.close()
+        self.log = self._open_log(progress)
+        self.log.say(f"step {at.step}: {turn}; rewound to step {progress.step}, on with the data behind")
+        stage_step = progress.stage_step if progress.stage == at.stage else 0
+        return Progress(at.stage, stage_step, progress.step, at.position), found
+
+    def _remove(self, folder: Path, step: int) -> None:
+        """Remove the checkpoints of later steps."""
+        for later in checkpoints(folder) if self.ranks.leads else ():
+            if read_progress(later).step > step:
+                shutil.rmtree(later)
+
+    def _say(self, message: str) -> None:
+        self.log.say(message)  # whichever is open: a rewind opens another
+
+    def _open_log(self, progress: Progress) -> Log:
+        return Log(self.out, self.recipe.steps, progress.step) if self.ranks.leads else Silence()
 
     @torch.no_grad()
     def _settle_dtypes(self) -> None:
@@ -288,21 +402,24 @@ class _Run:
         spelled = 0
         if stage.ctc_weight and isinstance(self.model, SpeechLLM):
             spelled = sum(len(self.model.ctc_targets(t)) for batch in batches for t in batch.spellings)
-        labels, units = self.ranks.counts(sum(batch.label_count for batch in batches), spelled)
-        labels, units = max(1, labels), max(1, units)
+        counted = sum(batch.label_count for batch in batches), spelled, int(self.interrupt.wanted)
+        labels, units, asked = self.ranks.counts(*counted)
+        labels, units, self.stopping = max(1, labels), max(1, units), asked > 0
         if self.sharded:
             batches += [self.blank] * (self.ranks.most(len(batches)) - len(batches))
         total, ctc_total = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        for batch in batches:
-            output = self._forward(stage, batch)
-            loss = stage.llm_weight * output.loss_sum / labels
-            if output.ctc_sum is not None:
-                loss = loss + stage.ctc_weight * output.ctc_sum / units
-            if loss.requires_grad:
-                (loss if batch.examples else loss * 0).backward()  # type: ignore[no-untyped-call]
-            if batch.examples:
-                total += output.loss_sum.detach()
-                ctc_total += 0 if output.ctc_sum is None else output.ctc_sum.detach()
+        with self.meter.computing():
+            for batch in batches:
+                output = self._forward(stage, batch)
+                loss = stage.llm_weight * output.loss_sum / labels
+                if output.ctc_sum is not None:
+                    loss = loss + stage.ctc_weight * output.ctc_sum / units
+                if loss.requires_grad:
+                    (loss if batch.examples else loss * 0).backward()  # type: ignore[no-untyped-call]
+                if batch.examples:
+                    self.meter.count(batch)
+                    total += output.loss_sum.detach()
+                    ctc_total += 0 if output.ctc_sum is None else output.ctc_sum.detach()
         losses = {"loss": self.ranks.add(total) / labels} if stage.llm_weight else {}
         return {**losses, "ctc_loss": self.ranks.add(ctc_total) / units} if stage.ctc_weight else losses
 
@@ -324,28 +441,15 @@ class _Run:
     def _autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
 
-    @torch.no_grad()
-    def _dev_loss(self, stage: Stage) -> float | None:
-        """Measure the stage's loss on the dev data, without augmentation; the same utterances every time."""
-        seconds = stage.micro_batch_seconds or stage.batch_seconds
-        plan = plan_epoch(self.dev_sources, stage.tasks, batch_seconds=seconds, seed=0, epoch=0)
-        examples = [example for step in plan for example in step][:_DEV_UTTERANCES]
-        collate = self._collator(stage, augment=False)
+    def _dev_losses(self, stage: Stage) -> dict[str, float]:
+        """Measure the stage's loss on the dev data, without augmentation."""
         self.model.eval()
-        total, count = 0.0, 0
-        for group in cut(sorted(examples, key=_falling), seconds):
-            batch = collate(group, epoch=0)
-            self.skipped += batch.skipped
-            if not batch.examples:
-                continue
-            output = self._forward(stage, batch)
-            if stage.llm_weight:
-                total, count = total + output.loss_sum.item(), count + output.label_count
-            elif output.ctc_sum is not None:
-                total, count = total + output.ctc_sum.item(), count + output.ctc_count
+        collate = self._collator(stage, augment=False)
+        losses, skipped = dev_losses(self.dev_sources, stage, collate, lambda batch: self._forward(stage, batch))
+        self.skipped += skipped
         reshard(self.model)
         self.model.train()
-        return total / count if count else None
+        return losses
 
     def _read(self, sources: Mapping[str, Source]) -> list[WeightedSource]:
         read = []
@@ -378,10 +482,6 @@ class _Run:
 def _serves(sources: Sequence[WeightedSource], stage: Stage) -> bool:
     """Whether any utterance carries the labels for any of the stage's tasks."""
     return any(servable(utterance, stage.tasks) for source in sources for utterance in source.utterances)
-
-
-def _falling(example: Example) -> float:
-    return -(example.utterance.duration or 0.0)
 
 
 def _millions(parameters: torch.nn.Module | list[torch.nn.Parameter]) -> str:

@@ -87,14 +87,17 @@ class Saver:
         self._kinds = {name: _kind(tensor) for name, tensor in tensors.items()}
         self._copies = BlockingAsyncStager().stage(dict(tensors))
 
-    def finish(self) -> None:
+    def finish(self, *, needed: bool = False) -> None:
         """Wait until nothing is being written.
 
         A checkpoint that could not be written is said, and training may go on: the one before is still there. But
         the first one of a process has to succeed: nobody should find out after days that nothing could be kept.
 
+        Args:
+            needed: the run cannot do without this checkpoint.
+
         Raises:
-            ValueError: the first checkpoint could not be written.
+            ValueError: the first checkpoint, or one that is needed, could not be written.
         """
         writing, self._writing = self._writing, None
         fault = writing.exception() if writing is not None else None
@@ -103,7 +106,7 @@ class Saver:
         if not isinstance(fault, OSError):
             raise fault
         message = f"a checkpoint could not be written to {self.folder}: {fault}"
-        if not self._wrote:
+        if needed or not self._wrote:
             raise ValueError(f"{message}; make room there and allow writing, or choose another out; then start again")
         self.say(f"{message}; make room there. The one before is kept, and training goes on until the next")
 

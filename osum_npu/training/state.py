@@ -1,8 +1,8 @@
 """What a checkpoint of a running training holds: all that is needed to go on as if nothing had happened.
 
-Weights that the stages so far have trained, optimiser states, random states of every rank; of weights that are not
-trained, where they come from and a digest. Tensors are named ``model.NAME``, ``optimizer.I.NAME.STATE`` and
-``rng.RANK.DEVICE``. Buffers are constants of the models here, and not kept.
+Weights that the stages so far have trained, at a stage's end also what the next one will, optimiser states, random
+states of every rank; of all other weights, where they come from and a digest. Tensors are named ``model.NAME``,
+``optimizer.I.NAME.STATE`` and ``rng.RANK.DEVICE``. Buffers are constants of the models here, and not kept.
 """
 
 from __future__ import annotations

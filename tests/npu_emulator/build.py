@@ -1,8 +1,8 @@
 """Build the emulated CANN for the torch_npu wheel of this interpreter, once, into a cache folder.
 
-Needs g++ and nm. The wheel links against seven libraries; those functions that have something to answer are written in
-``cann/``, every other symbol becomes a function that returns 0. Nothing here imports torch, which fails as long as
-torch_npu is installed and no CANN is found.
+Needs g++ and nm. The wheel links against seven libraries, and older ones look for an eighth. Those functions that have
+something to answer are written in ``cann/``, every other symbol becomes a function that returns 0. Nothing here imports
+torch, which fails as long as torch_npu is installed and no CANN is found.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE / "cann"
-EMPTY = ("libhccl", "libge_runner", "libgraph", "libacl_tdt_channel", "libatb")
-"""Libraries that the wheel names but of which all symbols are found in libascendcl."""
+EMPTY = ("libhccl", "libge_runner", "libgraph", "libacl_tdt_channel", "libatb", "libopapi")
+"""Libraries that a wheel names but of which all symbols are found in libascendcl, or none are needed."""
 SYSTEM = ("libstdc++.so.6", "libc.so.6", "libm.so.6", "libgcc_s.so.1", "libpthread.so.0", "libdl.so.2", "librt.so.1")
 LOADER = {"x86_64": "ld-linux-x86-64.so.2", "aarch64": "ld-linux-aarch64.so.1"}
 NOT_CANN = ("Py", "_Py", "_ITM", "__gmon", "_ZTH")

@@ -1,6 +1,7 @@
 """Blocks that are computed again for the gradient learn the same."""
 
 import json
+from pathlib import Path
 
 import pytest
 import tiny
@@ -50,7 +51,7 @@ def test_a_training_with_dropout_learns_the_same(make, precision):
 @pytest.mark.parametrize("recomputed", [False, True])
 def test_blocks_are_computed_twice_or_once(make, recomputed):
     recipe = make("run", f"activation_checkpointing={str(recomputed).lower()}")
-    run = _Run(recipe, recipe.out)
+    run = _Run(recipe, Path(recipe.out))
     stage = recipe.stages[0]
     freeze(run.model, stage)
     run.model.train()

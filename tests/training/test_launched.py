@@ -86,3 +86,33 @@ def test_a_launched_training_learns_what_one_process_learns(launcher, nodes, dev
     logs = {path.name for path in tmp_path.glob("runs/logs/*/node_*/**/*") if path.is_file()}
     wanted = {"scheduler.log", "worker_0.log", "worker_1.log"} if launcher == "msrun" else {"stdout.log", "stderr.log"}
     assert wanted <= logs
+
+
+@pytest.mark.parametrize("launcher", ["msrun", slow("torchrun")])
+def test_sigterm_to_one_rank_saves_on_all_and_is_reported(launcher, alone, corpus, tmp_path):
+    """Rank 0 is not asked, and ends with the other after the same step; one process then goes on from there."""
+    recipe, out = tmp_path / "run.yaml", tmp_path / "run"
+    tiny.write_recipe(recipe, corpus)
+    words = [recipe, "--devices=2", f"--port={launching.free_port()}", "--logs=logs", "--", f"out={out}", *CHANGES]
+    launch = launching.Launch(
+        f"{launcher}_train.sh", *words, path=[launching.with_msrun(tmp_path / "bin")], cwd=tmp_path
+    )
+    rank = None
+    while len(losses(out)) < 3:
+        assert launch.process.poll() is None, launch.end()
+        rank = rank or launch.rank(1)
+        time.sleep(0.01)
+    os.kill(rank, signal.SIGTERM)
+    asked = time.monotonic()
+    status, output = launch.end()
+    assert time.monotonic() - asked < IN_TIME[launcher]
+    assert status == 75, output
+    assert "; the same command goes on from there" in output.splitlines()[-1]
+    assert launch.left() == []
+    saved = max((out / "checkpoints").iterdir()).name
+    assert (tmp_path / "logs/node_0/saved").read_text("utf-8").startswith(f"saved after step {int(saved[5:])};")
+    assert not (out / "model").exists()
+    assert len(losses(out)) == int(saved[5:]) < STEPS
+    with tiny.one_thread():
+        train(tiny.recipe(corpus, out, *CHANGES))
+    assert all(abs(a - b) <= 1e-5 * abs(a) for a, b in zip(alone, losses(out), strict=True))

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osum_npu.training.muon import Muon, orthogonalize
@@ -34,6 +34,7 @@ def test_steps_are_those_of_torch():
         assert torch.allclose(got, want, rtol=0, atol=1e-3 * 0.02)
 
 
+@settings(deadline=None)
 @given(rows=st.integers(1, 12), more=st.integers(0, 12), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 2**16))
 def test_singular_values_come_near_one(rows, more, scale, seed):
     rng = torch.Generator().manual_seed(seed)

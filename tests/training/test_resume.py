@@ -23,6 +23,7 @@ from osum_npu.models.layout import lay_out
 from osum_npu.training.build import build
 from osum_npu.training.log import Log, read_log
 from osum_npu.training.loop import train
+from osum_npu.training.meter import MEASURED
 from osum_npu.training.optimizer import part_of
 from osum_npu.training.ranks import Ranks
 from osum_npu.training.saver import checkpoints, newest_whole, read_facts
@@ -59,8 +60,8 @@ def stop(monkeypatch):
 
 
 def numbers(out):
-    """The log without what depends on the clock."""
-    return [{k: v for k, v in row.items() if k != "audio_hours_per_hour"} for row in read_log(out / "log.jsonl")]
+    """The log without what depends on the machine."""
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in read_log(out / "log.jsonl")]
 
 
 def weights(out):

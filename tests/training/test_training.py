@@ -499,7 +499,10 @@ def test_weights_that_explode_end_the_run_in_words(corpus, tmp_path):
     state["adapter.projection.weight"][0, 0] = float("nan")
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     words = (f"model={{kind: saved, path: {folder}}}", ONE_STAGE, "stages.0.steps=30", "stages.0.batch_seconds=3")
-    with pytest.raises(ValueError, match="had no finite gradient: lower learning_rate"):
+    with pytest.raises(
+        ValueError,
+        match=r"10 updates in a row were left out.*gradient norm is not finite, with no earlier.*: lower learning_rate",
+    ):
         train(tiny.recipe(corpus, tmp_path / "run", *words))
 
 

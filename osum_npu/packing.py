@@ -97,7 +97,8 @@ def spaced(lengths: Sequence[int], strides: Sequence[int], gap: int, device: tor
     needed = np.max([(length + gap) * rate for length, rate in zip(levels[:-1], rates)], axis=0)
     blocks = -(-needed // rates[-1])
     starts = np.cumsum(blocks) - blocks
-    count = -(-int(blocks.sum()) // PLACES_STEP) * PLACES_STEP
+    step = max(1, PLACES_STEP // rates[-1])
+    count = -(-int(blocks.sum()) // step) * step
     return [
         _places(starts * (rates[-1] // rate), length, count * (rates[-1] // rate), device)
         for length, rate in zip(levels, rates)
