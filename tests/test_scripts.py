@@ -272,7 +272,7 @@ def test_a_halted_launcher_is_waited_for_in_peace(run):
     assert ticks() - before < 0.2 * os.sysconf("SC_CLK_TCK")
     os.kill(msrun, signal.SIGCONT)
     staying.launch.process.send_signal(signal.SIGTERM)
-    assert staying.launch.end(timeout=15)[0] == 143
+    assert staying.launch.end(timeout=60)[0] == 143
     assert staying.launch.left() == []
 
 
