@@ -18,6 +18,8 @@ BOTH = (torch.float32, torch.bfloat16)
 
 FULL = 0.8
 """Sequences of at least this share of the longest are one batch."""
+LENGTHS = 8
+"""Lengths of such batches are multiples of it, so that their shapes come again."""
 SHORT = 512
 """Keys up to which two bfloat16 products beat torch's flash kernel (see benchmarks/attention.py)."""
 
@@ -99,7 +101,7 @@ def _groups(lengths: tuple[int, ...]) -> list[_Group]:
     groups = []
     for part in parts:
         counts = [lengths[i] for i in part]
-        longest = counts[0]
+        longest = counts[0] + -counts[0] % LENGTHS
         whole = part == list(range(len(lengths)))
         rows = None if whole else torch.from_numpy(np.concatenate([starts[i] + np.arange(lengths[i]) for i in part]))
         inside = torch.arange(longest) < torch.tensor(counts)[:, None]

@@ -128,6 +128,7 @@ await() {
     local status=0 rank
     while [[ ! $stopped ]] && kill -0 "$launcher" 2>/dev/null; do
         wait "$launcher" || status=$?
+        ! kill -0 "$launcher" 2>/dev/null || sleep 0.2 # a halted launcher ends the waiting, too
     done
     ((status == 143)) && [[ ! $stopped ]] && stop 143
     while [[ $stopped ]] && ((SECONDS < deadline)); do

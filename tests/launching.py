@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -38,6 +39,11 @@ def free_port():
         return found.getsockname()[1]
 
 
+def _hear_hangups():
+    """Undo nohup, under which tests may run: a shell cannot trap what was ignored when it began."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Launch:
     """One node's script, running."""
 
@@ -63,6 +69,7 @@ class Launch:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            preexec_fn=_hear_hangups,
         )
 
     def end(self, timeout=300):

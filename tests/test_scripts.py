@@ -257,6 +257,25 @@ def test_an_msrun_that_dies_leaves_no_orphans(run, number, status):
     assert len(list(orphans.records.glob("*.saved"))) == (2 if number == signal.SIGTERM else 0)
 
 
+def test_a_halted_launcher_is_waited_for_in_peace(run):
+    """Without a pause in the loop, the script would take a whole core."""
+    staying = run("stay")
+    staying.wait()
+    (msrun,) = (pid for pid in staying.launch.left() if "msrun_emulator" in Path(f"/proc/{pid}/cmdline").read_text())
+    os.kill(msrun, signal.SIGSTOP)
+
+    def ticks():
+        return sum(map(int, Path(f"/proc/{staying.launch.process.pid}/stat").read_text().split()[13:15]))
+
+    before = ticks()
+    time.sleep(1.5)
+    assert ticks() - before < 0.2 * os.sysconf("SC_CLK_TCK")
+    os.kill(msrun, signal.SIGCONT)
+    staying.launch.process.send_signal(signal.SIGTERM)
+    assert staying.launch.end(timeout=60)[0] == 143
+    assert staying.launch.left() == []
+
+
 def test_slurm_fills_nodes_rank_and_master(tmp_path):
     """srun and scontrol only pass on what Slurm would; the rest is the script's."""
     (tmp_path / "recipe.yaml").touch()

@@ -132,6 +132,7 @@ class OsumAdapter(nn.Module):
         x_EC, out = self.down(x_FC, lengths), tuple(self.length(n) for n in lengths)
         x_EC = self.embed_norm(self.embed(x_EC)) * math.sqrt(self.width)
         x_EC = x_EC + self.positions[packing.positions(out, x_EC.device)].to(x_EC.dtype)
+        x_EC, filled = packing.fill_up(x_EC, out)
         for block in self.blocks:
-            x_EC = block(x_EC, out)
-        return self.projection(self.after_norm(x_EC)), out
+            x_EC = block(x_EC, filled)
+        return self.projection(self.after_norm(x_EC[: sum(out)])), out

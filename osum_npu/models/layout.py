@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-LENGTH_STEP = 64
-"""Positions in which a row of packed sequences grows: libraries prepare a kernel for each shape and keep it."""
+from osum_npu.packing import STEP
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def lay_out(
         about: which utterance each instruction is about; by default there is one for each.
     """
     lengths, *_ = parts = _sequences(prompts, speech_lengths, answers, about)
-    filling = -sum(lengths) % LENGTH_STEP
+    filling = -sum(lengths) % STEP
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     return _place(parts, starts, (1, sum(lengths) + filling), (*lengths, *([filling] if filling else [])))
 

@@ -136,9 +136,10 @@ class WhisperEncoder(nn.Module):
             )
         x_FC, lengths = self.convolve(mel_BTM, frames)
         x_FC = x_FC + self.positional_embedding[packing.positions(lengths, x_FC.device)].to(x_FC.dtype)
+        x_FC, filled = packing.fill_up(x_FC, lengths)
         for block in self.blocks:
-            x_FC = block(x_FC, lengths)
-        return self.ln_post(x_FC), lengths
+            x_FC = block(x_FC, filled)
+        return self.ln_post(x_FC[: sum(lengths)]), lengths
 
     def convolve(self, mel_BTM: Tensor, frames: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
         """Compute what the blocks begin with: (``[F, C]``, encoder frames of each utterance)."""

@@ -13,9 +13,9 @@ from osum_npu.models.speech_llm import SpeechLLM, make_config
 from osum_npu.models.whisper import WhisperEncoderConfig
 from osum_npu.training.optimizer import part_of
 
-FRAMES, COUNT, LABELS = 248, 3, 7
+FRAMES, COUNT, LABELS = 1280, 2, 7
 NEAR = 0.02
-"""Convolutions compute some places between the utterances too, which no model needs."""
+"""Convolutions compute some places between the utterances, and rows are filled up, which no model needs."""
 STAGES = {
     "all": ("encoder", "adapter", "llm", "lora", "ctc"),
     "encoder, adapter, lora": ("encoder", "adapter", "lora"),

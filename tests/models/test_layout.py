@@ -2,7 +2,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osum_npu.models.layout import LENGTH_STEP, lay_out, lay_out_left
+from osum_npu.models.layout import lay_out, lay_out_left
+from osum_npu.packing import STEP
 
 PAD, BEGIN, END = "padding", "speech begin", "speech end"
 
@@ -43,8 +44,8 @@ def test_to_learn_all_sequences_lie_end_to_end(batch):
     want = wanted(batch)
     filling = len(row) - sum(map(len, want))
     assert row == [*(item for sequence in want for item in sequence), *[PAD] * filling]
-    assert 0 <= filling < LENGTH_STEP
-    assert len(row) % LENGTH_STEP == 0
+    assert 0 <= filling < STEP
+    assert len(row) % STEP == 0
     assert list(layout.packed) == [*map(len, want), *([filling] if filling else [])]
 
 
