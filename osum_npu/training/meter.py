@@ -31,6 +31,7 @@ MEASURED = (
     "label_tokens_per_second",
     "positions_per_second",
     "step_seconds",
+    "slow_rank",
     "waiting_share",
     "host_memory_gib",
     "device_memory_gib",
