@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from osum_npu.data.collate import Batch, Collator
-from osum_npu.data.plan import Example, WeightedSource, cut, plan_epoch
+from osum_npu.data.plan import Example, WeightedSource, cut, plan_epoch, share
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def steps(
             questions=questions,
             shortest_first=shortest_first,
         )
-        shares = [step[rank::world_size] for step in plan[position.step :]]
+        shares = [share(step, rank, world_size) for step in plan[position.step :]]
         parts = [[share] if micro_batch_seconds is None else cut(share, micro_batch_seconds) for share in shares]
         loader = DataLoader(
             _Steps(parts, collate, position.epoch),

@@ -1,11 +1,12 @@
 """Which utterances are trained on, in which order: one global plan for all ranks and workers.
 
-The plan of an epoch follows from (seed, epoch) and the data alone. Ranks take slices of each of its steps, so the
+The plan of an epoch follows from (seed, epoch) and the data alone. Ranks take shares of each of its steps, so the
 state of a run is (epoch, steps done), on any number of ranks.
 """
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -124,6 +125,24 @@ def cut(examples: Sequence[Example], seconds: float) -> list[list[Example]]:
             groups.append([example])
             filled = _seconds(example)
     return groups
+
+
+def share(examples: Sequence[Example], rank: int, ranks: int) -> list[Example]:
+    """Return one rank's share of a step's examples: each goes to the rank that has the least sound so far.
+
+    Args:
+        examples: in falling length.
+        rank: which share, from 0.
+        ranks: number of shares.
+    """
+    loads = [(0.0, other) for other in range(ranks)]
+    mine = []
+    for example in examples:
+        seconds, other = loads[0]
+        heapq.heapreplace(loads, (seconds + _seconds(example), other))
+        if other == rank:
+            mine.append(example)
+    return mine
 
 
 def _take(source: WeightedSource, rng: random.Random) -> list[Sequence[Utterance]]:

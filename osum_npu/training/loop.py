@@ -359,7 +359,7 @@ class _Run:
 
     def _optimizers(self, stage: Stage) -> Optimizers:
         if not self.recipe.device_adamw:
-            return Optimizers(self.model, stage)
+            return Optimizers(self.model, stage, ranks=self.ranks)
         if self.backend.adamw is None:
             raise ValueError(f"device_adamw: backend {self.backend.name!r} has no AdamW of its own; leave it out")
         if self.ranks.size > 1:

@@ -1,18 +1,21 @@
 """Muon: momentum whose matrices are made orthogonal before each step.
 
 Keller Jordan et al., https://kellerjordan.github.io/posts/muon/; the scale of the steps after Liu et al., arXiv
-2502.16982. Matrices of one shape are computed together: on a device that is a handful of launches a step instead of
-some for each matrix.
+2502.16982, which also shares the work among ranks: each makes some of the matrices orthogonal and sends them to the
+others. Matrices of one shape are computed together: on a device that is a handful of launches a step instead of some
+for each matrix.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from osum_npu.training.ranks import Ranks
 
 _POLYNOMIAL = (3.4445, -4.7750, 2.0315)
 """Coefficients of x, x³ and x⁵, which push singular values towards 1 fastest from zero."""
@@ -42,13 +45,20 @@ class Muon(torch.optim.Optimizer):
     """Learns matrices; a step changes each by about as much as AdamW's would at the same rate."""
 
     def __init__(
-        self, matrices: Iterable[nn.Parameter], lr: float, *, weight_decay: float = 0.0, momentum: float = 0.95
+        self,
+        matrices: Iterable[nn.Parameter],
+        lr: float,
+        *,
+        ranks: Ranks | None = None,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
     ) -> None:
         """Take the matrices.
 
         Args:
             matrices: each with two axes.
             lr: learning rate.
+            ranks: all of which hold the same matrices and gradients, and share the work; by default this one does all.
             weight_decay: share of a matrix, times the rate, that a step takes away.
             momentum: share of the past in the running mean of gradients.
 
@@ -60,21 +70,17 @@ class Muon(torch.optim.Optimizer):
             if wrong := [list(p.shape) for p in group["params"] if p.ndim != 2]:
                 raise ValueError(f"Muon learns matrices; a parameter has the shape {wrong[0]}")
 
+        self.ranks = ranks
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Change all matrices that have a gradient."""
         assert closure is None
         for group in self.param_groups:
-            alike: defaultdict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    shape = tuple(sorted(parameter.shape))
-                    alike[shape, parameter.dtype, parameter.device].append(parameter)
-            for parameters in alike.values():
-                self._step(parameters, group["lr"], group["weight_decay"], group["momentum"])
+            if learned := [parameter for parameter in group["params"] if parameter.grad is not None]:
+                self._step(learned, group["lr"], group["weight_decay"], group["momentum"])
 
     def _step(self, parameters: list[Tensor], rate: float, weight_decay: float, momentum: float) -> None:
-        """Change matrices of one shape, or of its transpose."""
         gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
         for parameter in parameters:
             if not self.state[parameter]:
@@ -82,7 +88,60 @@ class Muon(torch.optim.Optimizer):
         means = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         torch._foreach_lerp_(means, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, means, momentum)  # Nesterov's look ahead
-        wide = orthogonalize(torch.stack([x.mT if x.shape[0] > x.shape[1] else x for x in ahead]))
-        updates = [x.mT if p.shape[0] > p.shape[1] else x for x, p in zip(wide.to(parameters[0].dtype), parameters)]
+        if self.ranks is None or self.ranks.size == 1:
+            updates = orthogonalize_all(ahead)
+        else:
+            updates = orthogonalize_shared(ahead, self.ranks)
+        torch._foreach_mul_(updates, [-rate * 0.2 * max(p.shape) ** 0.5 for p in parameters])
         torch._foreach_mul_(parameters, 1 - rate * weight_decay)
-        torch._foreach_add_(parameters, updates, alpha=-rate * 0.2 * max(parameters[0].shape) ** 0.5)
+        torch._foreach_add_(parameters, updates)
+
+
+def orthogonalize_all(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Make matrices of any shapes orthogonal; those of one shape, or of its transpose, together.
+
+    Returns:
+        In the same order, of the same shapes and dtypes.
+    """
+    alike: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for i, matrix in enumerate(matrices):
+        alike[tuple(sorted(matrix.shape)), matrix.dtype, matrix.device].append(i)
+    made = list(matrices)
+    for places in alike.values():
+        tall = [matrices[i].shape[0] > matrices[i].shape[1] for i in places]
+        wide = orthogonalize(torch.stack([matrices[i].mT if t else matrices[i] for i, t in zip(places, tall)]))
+        for i, t, x in zip(places, tall, wide.to(matrices[places[0]].dtype)):
+            made[i] = x.mT if t else x
+    return made
+
+
+def orthogonalize_shared(matrices: Sequence[Tensor], ranks: Ranks) -> list[Tensor]:
+    """Do the same by ranks that all hold the same matrices; each makes some and receives the others."""
+    owners = share_out([_work(matrix) for matrix in matrices], ranks.size)
+    mine = orthogonalize_all([matrix for matrix, owner in zip(matrices, owners) if owner == ranks.rank])
+    lengths = [sum(m.numel() for m, owner in zip(matrices, owners) if owner == rank) for rank in range(ranks.size)]
+    # what orthogonalize returns is bfloat16, so nothing is lost when it is sent as such
+    sent = matrices[0].new_zeros(max(lengths), dtype=torch.bfloat16)
+    if mine:
+        torch.cat([x.flatten().bfloat16() for x in mine], out=sent[: lengths[ranks.rank]])
+    received, taken = ranks.collect(sent), [0] * ranks.size
+    made: list[Tensor] = []
+    for matrix, owner in zip(matrices, owners):
+        start, taken[owner] = taken[owner], taken[owner] + matrix.numel()
+        made.append(received[owner][start : taken[owner]].view_as(matrix).to(matrix.dtype))
+    return made
+
+
+def share_out(work: Sequence[int], ranks: int) -> list[int]:
+    """Give each piece of work to a rank, the largest first, each to the one that has least; return the ranks."""
+    loads, owners = [0] * ranks, [0] * len(work)
+    for i in sorted(range(len(work)), key=lambda i: -work[i]):
+        owners[i] = loads.index(min(loads))
+        loads[owners[i]] += work[i]
+    return owners
+
+
+def _work(matrix: Tensor) -> int:
+    """Return the multiplications of one iteration."""
+    rows, columns = sorted(matrix.shape)
+    return rows * rows * (2 * columns + rows)

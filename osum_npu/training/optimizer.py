@@ -13,6 +13,7 @@ from torch import nn
 from osum_npu.config import Part, Stage
 from osum_npu.models.lora import is_lora
 from osum_npu.training.muon import Muon
+from osum_npu.training.ranks import Ranks
 
 
 def part_of(name: str) -> Part:
@@ -44,7 +45,11 @@ class Optimizers:
     """AdamW and, where the stage asks for it, Muon for the weight matrices; stepped as one."""
 
     def __init__(
-        self, model: nn.Module, stage: Stage, adamw: Callable[..., torch.optim.Optimizer] | None = None
+        self,
+        model: nn.Module,
+        stage: Stage,
+        adamw: Callable[..., torch.optim.Optimizer] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """Take all trainable parameters of ``model``. Vectors (biases and norms) are not decayed.
 
@@ -52,6 +57,7 @@ class Optimizers:
             model: what learns.
             stage: which parts of it, and how fast.
             adamw: a device's own, which keeps the memory of gradients; torch's by default.
+            ranks: all of which learn the same, and share Muon's work; by default this one does all.
         """
         self.drops_gradients = adamw is None
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -71,7 +77,7 @@ class Optimizers:
         settings = {"lr": stage.learning_rate, "betas": stage.betas, "eps": stage.eps}
         self.all: list[torch.optim.Optimizer] = [make(groups, **settings)]
         if matrices and stage.muon_learning_rate:
-            self.all.append(Muon(matrices, stage.muon_learning_rate, weight_decay=stage.weight_decay))
+            self.all.append(Muon(matrices, stage.muon_learning_rate, ranks=ranks, weight_decay=stage.weight_decay))
         self.peaks = [[group["lr"] for group in one.param_groups] for one in self.all]
 
     def step(self, factor: float) -> None:

@@ -78,6 +78,14 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def collect(self, tensor: Tensor) -> list[Tensor]:
+        """Bring the ranks' tensors of one shape together, on every rank, that of rank 0 first."""
+        if self.size == 1:
+            return [tensor]
+        everyone = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(everyone, tensor)
+        return everyone
+
     def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Add up gradients over all ranks; a parameter that no rank has used keeps none."""
         if self.size == 1:

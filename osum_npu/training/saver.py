@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.tensor import DTensor
 
 from osum_npu.checkpoints import distributed
@@ -85,7 +84,7 @@ class Saver:
     def _allocate(self, tensors: Mapping[str, Tensor]) -> None:
         self._copies = {}  # the memory of those before is given back first
         self._kinds = {name: _kind(tensor) for name, tensor in tensors.items()}
-        self._copies = BlockingAsyncStager().stage(dict(tensors))
+        self._copies = {name: _host_memory(tensor) for name, tensor in tensors.items()}
 
     def finish(self, *, needed: bool = False) -> None:
         """Wait until nothing is being written.
@@ -163,6 +162,18 @@ class Saver:
 def _local(tensor: Tensor) -> Tensor:
     """Return this rank's part of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _host_memory(tensor: Tensor) -> Tensor:
+    """Return memory of the host for a copy of a tensor, divided among the ranks alike."""
+    part = _local(tensor)
+    memory = torch.empty(part.shape, dtype=part.dtype)
+    # Touched, so that no page is missing later; and not by torch, whose threads of OpenMP would be there once more for
+    # the thread that calls this: where there are more than cores, all of them sleep between operations.
+    memory.flatten().view(torch.uint8).numpy().fill(0)
+    if not isinstance(tensor, DTensor):
+        return memory
+    return DTensor(memory, tensor._spec, requires_grad=False)  # type: ignore[no-untyped-call]
 
 
 def _kind(tensor: Tensor) -> tuple[Any, ...]:

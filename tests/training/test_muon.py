@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osum_npu.training.muon import Muon, orthogonalize
+from osum_npu.training.muon import Muon, orthogonalize, orthogonalize_all, orthogonalize_shared, share_out
 
 SHAPES = [(8, 8), (8, 24), (24, 8), (8, 8), (16, 8), (1, 8)]
 
@@ -48,6 +48,32 @@ def test_singular_values_come_near_one(rows, more, scale, seed):
     assert found.min() > 0.6
     assert found.max() < 1.35
     assert torch.einsum("nrc,nrc->n", got, x_NRC).gt(0).all(), "its direction is kept"
+
+
+@pytest.mark.parametrize("size", [2, 3, 9])
+def test_ranks_make_together_what_one_makes(size):
+    """Every rank in turn, with what the others send; some of nine have nothing to do."""
+
+    class Rank:
+        def __init__(self, rank):
+            self.rank, self.size = rank, size
+
+        def collect(self, tensor):
+            sent[self.rank] = tensor
+            return [sent.get(rank, torch.zeros_like(tensor)) for rank in range(size)]
+
+    matrices, sent = [torch.randn(shape) for shape in SHAPES], {}
+    want = orthogonalize_all(matrices)
+    for _ in range(2):  # in the second round, all has been sent
+        made = [orthogonalize_shared(matrices, Rank(rank)) for rank in range(size)]
+    assert all(torch.equal(a, b) for got in made for a, b in zip(got, want, strict=True))
+
+
+@given(work=st.lists(st.integers(0, 1000), max_size=40), ranks=st.integers(1, 9))
+def test_no_rank_has_more_work_than_a_fair_share_and_a_piece(work, ranks):
+    owners = share_out(work, ranks)
+    loads = [sum(w for w, owner in zip(work, owners, strict=True) if owner == rank) for rank in range(ranks)]
+    assert max(loads) <= sum(work) / ranks + max(work, default=0)
 
 
 def test_nothing_but_matrices():

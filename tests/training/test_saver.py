@@ -1,5 +1,6 @@
 """A disk that is full, a folder that cannot be written: said in words, with nothing lost."""
 
+import os
 import resource
 from contextlib import contextmanager
 
@@ -107,6 +108,24 @@ def test_what_is_saved_is_what_was_there_when_it_was_saved(tmp_path):
     for step, path in zip((2, 3), checkpoints(tmp_path)):
         assert read_facts(path)["step"] == step
         assert distributed.read_model(path)["weight"].unique().tolist() == [step]
+
+
+def test_saving_leaves_the_threads_of_the_training_alone(tmp_path):
+    """OpenMP gives a thread that computes threads of its own; with more than cores, all sleep between operations."""
+    tensors = {f"model.{i}": torch.ones(1_000_000) for i in range(2)}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.ones(1_000_000).add_(1)  # now the thread of the test has a second one
+        before = len(os.listdir("/proc/self/task"))
+        with saver(tmp_path) as one:
+            one.reserve(tensors)
+            for step in (1, 2):
+                one.save(step, tensors, {})
+            one.finish()
+            assert len(os.listdir("/proc/self/task")) <= before + 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
