@@ -15,8 +15,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--device", required=True, help="what to run on, several with commas: 910B,h200")
     parser.add_argument("--devices", type=int, default=1, help="how many of it (default: %(default)s)")
     parser.add_argument("--devices-file", type=Path, help="YAML with devices of your own")
-    parser.add_argument("--sharded", action="store_true", help="FSDP: weights divided over the devices")
-    parser.add_argument("--llm-dtype", choices=("float32", "bfloat16"), default="float32", help="of the LLM's weights")
     parser.add_argument("--utterance-seconds", type=float, default=10.0, help="a long utterance (default: %(default)s)")
     parser.add_argument("--prompt-tokens", type=int, default=20, help="of an instruction (default: %(default)s)")
     parser.add_argument("--tokens-per-second", type=float, default=4.0, help="of the answers (default: %(default)s)")
@@ -43,13 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     table = read_devices(args.devices_file)
     chosen = [find_device(name.strip(), table) for name in args.device.split(",")]
-    how = How(
-        devices=args.devices,
-        sharded=args.sharded,
-        activation_checkpointing=recipe.activation_checkpointing,
-        llm_dtype=args.llm_dtype,
-        speech=Speech(args.utterance_seconds, args.prompt_tokens, args.tokens_per_second),
-    )
+    how = How.of(recipe, args.devices, Speech(args.utterance_seconds, args.prompt_tokens, args.tokens_per_second))
     config = read_sizes(recipe)
     work = [(stage, name, device) for stage in recipe.stages for name, device in chosen]
     plans = [

@@ -238,11 +238,16 @@ def build_llm(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> Pre
 def load_llm(name_or_path: str, dtype: torch.dtype | Literal["auto"] = torch.float32) -> PreTrainedModel:
     """Load a released decoder from a folder or a hub; with dtype ``auto``, in that of its files.
 
+    It is built on the meta device, and filled tensor by tensor. Where the dtype is that of the files, their bytes are
+    mapped and not copied: the processes of a machine share them.
+
     Raises:
         ValueError: there is none of that name.
     """
     try:
-        llm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
+        config = AutoConfig.from_pretrained(name_or_path)
+        config.dtype = None  # it may say another than the files have
+        llm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name_or_path, config=config, dtype=dtype)
     except OSError as error:
         raise ValueError(
             f"the LLM {name_or_path!r} cannot be loaded: {error}; wanted a folder or a name on a hub "

@@ -302,8 +302,7 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         llm = load_llm(config.llm_path, llm_dtype) if config.llm_path else None
         with no_init_weights():
             if llm is None:
-                stored = next((t.dtype for n, t in state.items() if n.startswith("llm.")), torch.float32)
-                llm = build_llm(config.llm, stored if llm_dtype == "auto" else llm_dtype)
+                llm = build_llm(config.llm)  # memory that is never touched, and given back below
                 llm.tie_weights()
             model = cls(config, llm)
         if config.lora is not None:
@@ -320,7 +319,12 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         ]
         if faults:
             raise ValueError(f"{name_or_path}: the weights do not fit config.json: {'; '.join(faults[:10])}")
-        model.load_state_dict(state, strict=False)
+        for name, tensor in state.items():
+            kept = llm_dtype if name.startswith("llm.") and not is_lora(name) else torch.float32
+            state[name] = tensor if kept == "auto" else tensor.to(kept)
+        model.load_state_dict(state, strict=False, assign=True)
+        if config.llm_path is None:
+            model.llm.tie_weights()
         model.eval()
         return model
 

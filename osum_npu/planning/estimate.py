@@ -2,7 +2,8 @@
 
 Memory and operators of one device come from the trace. How training is cut over devices is added to it: data
 parallelism repeats everything but the batch; sharding (FSDP) divides weights, gradients and optimiser by the number of
-devices and gathers one block at a time. Communication is that of rings, and is taken not to overlap with computing.
+devices, or of those in a machine, and gathers one block at a time. Communication is that of rings, and is taken not to
+overlap with computing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from osum_npu import backend
 from osum_npu.audio.mel import log_mel
-from osum_npu.config import Stage
+from osum_npu.config import Recipe, Stage
 from osum_npu.models.flops import count_flops
 from osum_npu.models.speech_llm import SpeechLLM, SpeechLLMConfig
 from osum_npu.planning.devices import Device
@@ -30,6 +31,7 @@ from osum_npu.planning.sizes import build_on_meta, materialize
 from osum_npu.planning.step import Speech, batch_size, make_batch, take_step
 from osum_npu.planning.tracer import Operator, Trace, Tracer
 from osum_npu.training.build import checkpoint_activations
+from osum_npu.training.held import hold, llm_learns
 from osum_npu.training.optimizer import Optimizers, freeze
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -44,12 +46,22 @@ class How:
     """How training is cut and stored."""
 
     devices: int = 1
-    sharded: bool = False
-    """FSDP: weights, gradients and optimiser are divided over the devices."""
+    sharding: Literal["none", "full", "hybrid"] = "none"
+    """FSDP: weights, gradients and optimiser are divided over the devices, or over those of a machine."""
     activation_checkpointing: bool = False
-    llm_dtype: str = "float32"
-    """Of the stored weights of the base LLM."""
+    llm_learns: bool = True
+    """Some stage trains the base LLM; else its matrices are held in the dtype of the computation."""
     speech: Speech = field(default_factory=Speech)
+
+    @classmethod
+    def of(cls, recipe: Recipe, devices: int, speech: Speech) -> How:
+        """Take what a recipe says."""
+        checkpointing, learns = recipe.activation_checkpointing, llm_learns(recipe.stages)
+        return cls(devices, recipe.sharding, checkpointing, learns, speech)
+
+    def parts(self, device: Device) -> int:
+        """Return over how many devices weights, gradients and optimiser are divided."""
+        return {"none": 1, "full": self.devices, "hybrid": min(self.devices, device.machine)}[self.sharding]
 
 
 @dataclass(frozen=True)
@@ -123,15 +135,11 @@ def plan_stage(config: SpeechLLMConfig, stage: Stage, precision: str, name: str,
         how: training is cut.
     """
     dtype = _DTYPES.get(precision, torch.float32 if device.backend == _HOST else torch.bfloat16)
-    share = stage.batch_seconds / how.devices
-    at_once = min(stage.micro_batch_seconds or share, share)
-    count = batch_size(how.speech, at_once)
-    micro_batches = max(1, round(share / at_once))
+    count, micro_batches = cut(stage, how)
     traced = trace_step(config, stage, dtype, device, how, count, min(2, micro_batches))
     memory = memory_by_part(traced, device, how, dtype)
-    bytes_sent = _communication(traced, how, micro_batches, dtype)
+    bytes_sent, sending = _communication(traced, device, how, micro_batches, dtype)
     computing = computing_seconds(traced.trace.operators, device, min(2, micro_batches), micro_batches)
-    sending = bytes_sent / device.between(how.devices)
     step = computing + sending
     flops = traced.flops * micro_batches / min(2, micro_batches)
     sound = count * micro_batches * how.speech.seconds * how.devices
@@ -157,6 +165,13 @@ def plan_stage(config: SpeechLLMConfig, stage: Stage, precision: str, name: str,
     )
 
 
+def cut(stage: Stage, how: How) -> tuple[int, int]:
+    """Return how many utterances a device computes at once, and how often in a step."""
+    share = stage.batch_seconds / how.devices
+    at_once = min(stage.micro_batch_seconds or share, share)
+    return batch_size(how.speech, at_once), max(1, round(share / at_once))
+
+
 def trace_step(
     config: SpeechLLMConfig, stage: Stage, dtype: torch.dtype, device: Device, how: How, count: int, micro_batches: int
 ) -> Traced:
@@ -173,12 +188,14 @@ def trace_step(
     """
     model = build_on_meta(config)
     learning = freeze(model, stage)
-    stored = _stored(model, how)
+    hold(model, torch.float32 if how.llm_learns else dtype)
+    stored = _stored(model)
+    if how.parts(device) > 1:
+        hold(model, dtype)  # gathered weights come in the dtype of the computation
     # log-mel keeps its filters and its window: they have to be real when a fake step first asks for them
     log_mel(torch.zeros(1, 400), torch.tensor([400]), model.encoder.config.n_mels)
     with FakeTensorMode(allow_non_fake_inputs=True), _ops(device):
-        # gathered weights come in the dtype of the computation; whole ones are cast by autocast, as the trace shows
-        materialize(model, dtype if how.sharded else _DTYPES[how.llm_dtype])
+        materialize(model)
         if how.activation_checkpointing:
             checkpoint_activations(model)
         model.train()
@@ -247,23 +264,20 @@ def _gathered(model: SpeechLLM) -> list[nn.Module]:
     return [*model.encoder.blocks, *model.adapter.blocks, *decoder.layers, model.llm.get_input_embeddings()]
 
 
-def _stored(model: SpeechLLM, how: How) -> dict[str, int]:
+def _stored(model: SpeechLLM) -> dict[str, int]:
     """Return bytes of weights, gradients and optimiser of the whole model."""
-    wide, llm = 4, _DTYPES[how.llm_dtype].itemsize
-    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    base = sum(p.numel() for n, p in model.named_parameters() if n.startswith("llm.") and ".lora_" not in n)
-    others = sum(p.numel() for p in model.parameters()) - base
-    return {"weights": base * llm + others * wide, "gradients": learning * wide, "optimiser": 2 * learning * wide}
+    gradients = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
+    return {"weights": sum(p.nbytes for p in model.parameters()), "gradients": gradients, "optimiser": 2 * gradients}
 
 
 def memory_by_part(traced: Traced, device: Device, how: How, dtype: torch.dtype) -> dict[str, int]:
     """Return bytes by part at the fullest moment of a step."""
     parts: Counter[str] = Counter(traced.trace.peak)
     gradients = traced.stored["gradients"]
-    if how.sharded and how.devices > 1:
+    if (shares := how.parts(device)) > 1:
         block = traced.largest_block
         for part, size in traced.stored.items():
-            parts[part] = -(-size // how.devices)
+            parts[part] = -(-size // shares)
         parts["weights"] += 2 * block * dtype.itemsize  # one in use, one on its way
         parts["communication"] = 4 * min(block, traced.trainable)
     elif how.devices > 1:
@@ -277,14 +291,19 @@ def memory_by_part(traced: Traced, device: Device, how: How, dtype: torch.dtype)
     return {part: int(parts[part]) for part in order}
 
 
-def _communication(traced: Traced, how: How, micro_batches: int, dtype: torch.dtype) -> int:
-    """Return bytes that a device sends in a step: rings of all-reduce, or of all-gather and reduce-scatter."""
-    share = (how.devices - 1) / how.devices
-    gradients = 4 * traced.trainable
-    if not how.sharded:
-        return int(2 * share * gradients)
-    gathers = 2 * micro_batches * traced.parameters * dtype.itemsize
-    return int(share * (gathers + micro_batches * gradients))
+def _communication(
+    traced: Traced, device: Device, how: How, micro_batches: int, dtype: torch.dtype
+) -> tuple[int, float]:
+    """Return bytes that a device sends in a step, and seconds: rings of all-reduce, all-gather and reduce-scatter."""
+    gradients, shares = 4 * traced.trainable, how.parts(device)
+    copies = how.devices // shares
+    within = between = 0.0
+    if shares > 1:
+        gathers = 2 * traced.parameters * dtype.itemsize
+        within = (shares - 1) / shares * micro_batches * (gathers + gradients)
+    if copies > 1:  # sharded gradients are exchanged after every micro batch
+        between = 2 * (copies - 1) / copies * gradients / shares * (micro_batches if shares > 1 else 1)
+    return int(within + between), within / device.between(shares) + between / device.between(how.devices)
 
 
 def computing_seconds(operators: Sequence[Operator], device: Device, traced: int, micro_batches: int) -> float:

@@ -19,7 +19,7 @@ def warnings(plans: Sequence[StagePlan]) -> list[str]:
     ]
 
 
-_NOTHING_FITS = "not even one utterance does: try --sharded, activation_checkpointing=true or --llm-dtype bfloat16"
+_NOTHING_FITS = "not even one utterance does: try activation_checkpointing: true, and sharding: full on several devices"
 
 
 def format_plans(plans: Sequence[StagePlan]) -> str:

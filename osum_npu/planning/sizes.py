@@ -13,7 +13,6 @@ from transformers.initialization import no_init_weights
 
 from osum_npu.checkpoints.conversion import read_llm_config
 from osum_npu.config import NewModel, PretrainedLLM, RandomLLM, Recipe, WhisperModel
-from osum_npu.models.lora import is_lora
 from osum_npu.models.speech_llm import SpeechLLM, SpeechLLMConfig, lora_fields, make_config
 from osum_npu.tasks import TASKS
 from osum_npu.tasks.answer import STAMP_SECONDS
@@ -84,23 +83,19 @@ def build_on_meta(config: SpeechLLMConfig) -> SpeechLLM:
     return model
 
 
-def materialize(model: nn.Module, llm_dtype: torch.dtype = torch.float32) -> None:
+def materialize(model: nn.Module) -> None:
     """Give every tensor of a model on the meta device memory of the host, in place; under fake tensors, none.
 
     Args:
         model: whose weights may be shared.
-        llm_dtype: of the base LLM's weights.
     """
     made: dict[int, nn.Parameter] = {}
-    for path, module in model.named_modules():
+    for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                full = f"{path}.{name}"
-                dtype = llm_dtype if full.startswith("llm.") and not is_lora(full) else parameter.dtype
                 if id(parameter) not in made:
-                    made[id(parameter)] = nn.Parameter(
-                        torch.empty(parameter.shape, dtype=dtype), parameter.requires_grad
-                    )
+                    empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+                    made[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
                 module._parameters[name] = made[id(parameter)]
         for name, buffer in module._buffers.items():
             if buffer is not None:

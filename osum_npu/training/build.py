@@ -23,6 +23,7 @@ from osum_npu.models.whisper import Block
 from osum_npu.models.whisper_encoder_decoder import START_MARKS, WhisperEncoderDecoder
 from osum_npu.tasks import CHAT_SEPARATOR, TASKS, Utterance, normalize_text, read_prompts, split_words
 from osum_npu.tasks.answer import stamp
+from osum_npu.training.held import hold, llm_learns
 
 _CTC_WORDS = 1000
 """How many words have a class of their own at most; a whole word aligns sooner than its letters."""
@@ -34,12 +35,15 @@ Trainee = SpeechLLM | WhisperEncoderDecoder
 """What a recipe can train."""
 
 
-def build(recipe: Recipe, utterances: Sequence[Utterance]) -> tuple[Trainee, Any]:
+def build(recipe: Recipe, utterances: Sequence[Utterance], dtype: torch.dtype = torch.float32) -> tuple[Trainee, Any]:
     """Build or load what ``recipe.model`` describes, on the CPU, with the recipe's seed.
+
+    Weights are float32, but for the matrices of an LLM that no stage trains (:func:`osum_npu.training.held.hold`).
 
     Args:
         recipe: of the run.
         utterances: of the training data: a new tokenizer and the CTC head learn their units from it.
+        dtype: of the computation.
 
     Raises:
         ValueError: something of it cannot be loaded, does not fit, or cannot be trained.
@@ -49,8 +53,10 @@ def build(recipe: Recipe, utterances: Sequence[Utterance]) -> tuple[Trainee, Any
     if isinstance(recipe.model, WhisperModel):
         model, tokenizer = _whisper(recipe, recipe.model, utterances)
     else:
-        model, tokenizer = _speech_llm(recipe, recipe.model, utterances)
+        llm_dtype = torch.float32 if llm_learns(recipe.stages) else dtype
+        model, tokenizer = _speech_llm(recipe, recipe.model, utterances, llm_dtype)
         check_output_layer(model.llm)
+        hold(model, llm_dtype)
     if recipe.activation_checkpointing:
         checkpoint_activations(model)
     return model, tokenizer
@@ -87,11 +93,12 @@ def _whisper(
 
 
 def _speech_llm(
-    recipe: Recipe, settings: NewModel | SavedModel, utterances: Sequence[Utterance]
+    recipe: Recipe, settings: NewModel | SavedModel, utterances: Sequence[Utterance], llm_dtype: torch.dtype
 ) -> tuple[SpeechLLM, Any]:
-    """Build or load encoder, adapter and LLM."""
+    """Build or load encoder, adapter and LLM; the LLM may come in the dtype of its files instead of a narrower one."""
+    loaded_dtype: Any = torch.float32 if llm_dtype is torch.float32 else "auto"
     if isinstance(settings, SavedModel):
-        model, tokenizer = load_model(settings.path)
+        model, tokenizer = load_model(settings.path, llm_dtype=loaded_dtype)
         if settings.lora is not None and model.config.lora is None:
             add_lora(model.llm, settings.lora)
             model.config.lora = lora_fields(settings.lora)
@@ -99,7 +106,7 @@ def _speech_llm(
     llm_config, llm_path, llm = {}, None, None
     if isinstance(settings.llm, PretrainedLLM):
         llm_path, tokenizer = settings.llm.path, load_tokenizer(settings.llm.path)
-        llm = load_llm(llm_path)
+        llm = load_llm(llm_path, loaded_dtype)
     else:
         tokenizer = new_tokenizer(settings.llm, utterances, _wordings(recipe), recipe.stamp_seconds)
         end = tokenizer.eos_token_id
@@ -121,7 +128,7 @@ def _speech_llm(
 
 def _own_llm(model: SpeechLLM, recipe: Recipe) -> SpeechLLM:
     """Keep the LLM in the model directory where a stage trains it: it will not be that of ``llm_path`` any more."""
-    if model.config.llm_path is not None and any("llm" in stage.trainable for stage in recipe.stages):
+    if model.config.llm_path is not None and llm_learns(recipe.stages):
         model.config.llm, model.config.llm_path = model.llm.config.to_dict(), None
     return model
 

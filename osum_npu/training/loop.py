@@ -24,6 +24,7 @@ from osum_npu.data.sources import read_source
 from osum_npu.files import write_text
 from osum_npu.models.speech_llm import SpeechLLM, SpeechLLMOutput
 from osum_npu.models.whisper_encoder_decoder import TranscriptStart, WhisperEncoderDecoder
+from osum_npu.planning.fit import fit_warnings, present
 from osum_npu.tasks import read_prompts
 from osum_npu.training.agreement import Notes
 from osum_npu.training.build import Trainee, build
@@ -31,7 +32,7 @@ from osum_npu.training.card import model_card
 from osum_npu.training.interrupt import Interrupt, Interrupted, report_saved
 from osum_npu.training.log import Log, Silence, read_log
 from osum_npu.training.meter import Meter
-from osum_npu.training.optimizer import Optimizers, freeze, schedule
+from osum_npu.training.optimizer import Optimizers, freeze, part_of, schedule
 from osum_npu.training.profile import Profile
 from osum_npu.training.ranks import Ranks
 from osum_npu.training.saver import Saver, checkpoints, newest_whole
@@ -116,7 +117,8 @@ class _Run:
         self.skipped: list[str] = []
         self.train_sources = self._read(recipe.data.train)
         self.dev_sources = self._read(recipe.data.dev)
-        model, self.tokenizer = build(recipe, [u for source in self.train_sources for u in source.utterances])
+        utterances = [u for source in self.train_sources for u in source.utterances]
+        model, self.tokenizer = build(recipe, utterances, self.dtype)
         self.frozen = frozen_parts(model, recipe, self.ranks)
         self.sharded = recipe.sharding != "none" and self.ranks.size > 1
         if recipe.sharding != "none" and self.ranks.size > 1:
@@ -165,6 +167,8 @@ class _Run:
             self.log.say(message)
         devices = f"{self.device}" if self.ranks.size == 1 else f"{self.ranks.size} × {self.device.type}"
         self.log.say(f"{devices}, {str(self.dtype).removeprefix('torch.')}, {_millions(self.model)} parameters")
+        for warning in self._fit_warnings():
+            self.log.say(f"warning: {warning}")
         try:
             with self.interrupt:
                 self._stages(progress, found)
@@ -189,6 +193,10 @@ class _Run:
             print(summary(read_log(self.out / "log.jsonl")))
         self.ranks.leave()
         return self.out / "model"
+
+    def _fit_warnings(self) -> list[str]:
+        here = present(self.device) if self.ranks.leads and isinstance(self.model, SpeechLLM) else None
+        return [] if here is None else fit_warnings(self.recipe, self.model, self.dtype, here, self.ranks.size)
 
     def _stages(self, progress: Progress, found: Path | None) -> None:
         """Train all stages from ``progress`` on."""
@@ -351,8 +359,9 @@ class _Run:
 
     @torch.no_grad()
     def _settle_dtypes(self) -> None:
-        """Compute once as if all learned: FSDP settles then, for good, in which dtype the gradient of a block comes."""
-        self.model.requires_grad_(True)
+        """Compute once as if all stages were one: FSDP settles then in which dtype the gradient of a block comes."""
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(any(part_of(name) in stage.trainable for stage in self.recipe.stages))
         self.model.eval()
         self._forward(self.recipe.stages[0], self.blank)
         reshard(self.model)

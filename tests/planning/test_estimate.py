@@ -11,12 +11,14 @@ import yaml
 from osum_npu import backend, op
 from osum_npu.audio.mel import log_mel
 from osum_npu.config import load_recipe
+from osum_npu.models.lora import is_lora
 from osum_npu.planning.devices import DEVICES, find_device, read_devices
 from osum_npu.planning.estimate import How, computing_seconds, memory_by_part, plan_stage, trace_step, watch
 from osum_npu.planning.report import format_plans, warnings
 from osum_npu.planning.sizes import build_on_meta, llm_sizes, materialize, published, read_sizes
 from osum_npu.planning.step import Speech, make_batch
 from osum_npu.planning.tracer import Operator, Tracer
+from osum_npu.training.held import hold
 from osum_npu.training.optimizer import freeze
 
 SPEECH = Speech(seconds=1.2, prompt_tokens=6, tokens_per_second=5)
@@ -33,12 +35,13 @@ def devices():
     return read_devices()
 
 
-def real_trace(config, stage, dtype, micro_batches):
+def real_trace(config, stage, dtype, llm_dtype, micro_batches):
     """Watch the same step on real tensors."""
     backend.load("cpu").activate()
     torch.manual_seed(0)
     model = build_on_meta(config)
     materialize(model)
+    hold(model, llm_dtype)
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.normal_(0, 0.02) if tensor.ndim > 1 else tensor.fill_(1.0)
@@ -54,9 +57,10 @@ def real_trace(config, stage, dtype, micro_batches):
 @pytest.mark.parametrize("stage", [0, 1, 2], ids=["encoder", "all", "lora"])
 def test_a_fake_step_is_the_real_one(recipe, devices, stage, dtype):
     stage, config, micro_batches = recipe.stages[stage], read_sizes(recipe), 2
-    fake = trace_step(config, stage, dtype, devices["cpu"], How(speech=SPEECH), COUNT, micro_batches).trace
+    how = How(speech=SPEECH, llm_learns=stage is not recipe.stages[2])
+    fake = trace_step(config, stage, dtype, devices["cpu"], how, COUNT, micro_batches).trace
     with tiny.one_thread():
-        real = real_trace(config, stage, dtype, micro_batches)
+        real = real_trace(config, stage, dtype, torch.float32 if how.llm_learns else dtype, micro_batches)
     assert fake.peak_bytes == pytest.approx(real.peak_bytes, rel=0.03)
     for part in ("weights", "optimiser"):
         assert fake.peak[part] == real.peak[part]
@@ -84,7 +88,7 @@ def test_checkpointing_needs_less_and_sharding_divides(recipe, devices):
     for name, how in {
         "plain": How(devices=4, speech=SPEECH),
         "checkpointed": How(devices=4, activation_checkpointing=True, speech=SPEECH),
-        "sharded": How(devices=4, sharded=True, speech=SPEECH),
+        "sharded": How(devices=4, sharding="full", speech=SPEECH),
     }.items():
         traced = trace_step(config, stage, torch.float32, device, how, 8, 1)
         memory[name] = memory_by_part(traced, device, how, torch.float32)
@@ -93,13 +97,45 @@ def test_checkpointing_needs_less_and_sharding_divides(recipe, devices):
     assert memory["sharded"]["gradients"] == pytest.approx(4 * traced.trainable / 4, rel=0.01)
 
 
+def test_a_frozen_llm_is_planned_as_it_is_held(recipe, devices):
+    config, stage, device = read_sizes(recipe), recipe.stages[2], devices["ascend-910b"]
+    weights = {}
+    for learns in (True, False):
+        how = How(speech=SPEECH, llm_learns=learns)
+        traced = trace_step(config, stage, torch.bfloat16, device, how, 2, 1)
+        weights[learns] = traced.stored["weights"]
+        assert weights[learns] == memory_by_part(traced, device, how, torch.bfloat16)["weights"] - buffers(config)
+    matrices = sum(p.numel() for n, p in build_on_meta(config).named_parameters() if is_matrix_of_llm(n, p))
+    assert weights[True] - weights[False] == 2 * matrices
+
+
+def buffers(config):
+    return sum(buffer.nbytes for buffer in build_on_meta(config).buffers())
+
+
+def is_matrix_of_llm(name, parameter):
+    return name.startswith("llm.") and parameter.ndim == 2 and not is_lora(name)
+
+
+def test_hybrid_divides_within_a_machine_and_adds_up_between(recipe, devices):
+    device = replace(devices["ascend-910b"], machine=4)
+    full, hybrid = (planned(recipe, device, devices=12, sharding=kind) for kind in ("full", "hybrid"))
+    assert hybrid.memory["optimiser"] == pytest.approx(3 * full.memory["optimiser"], rel=0.01)
+    within = 3 / 4 * (2 * 4 * full.parameters + 4 * full.trainable)
+    between = 2 * 2 / 3 * 4 * full.trainable / 4
+    assert hybrid.communication_bytes == pytest.approx(hybrid.micro_batches * (within + between), rel=1e-6)
+    assert hybrid.communication_seconds == pytest.approx(
+        hybrid.micro_batches * (within / device.link + between / device.network)
+    )
+
+
 def test_rings_send_what_rings_send(recipe, devices):
     alone = planned(recipe, devices["cpu"])
     four = planned(recipe, devices["cpu"], devices=4)
     assert alone.communication_bytes == 0
     assert four.communication_bytes == pytest.approx(2 * 3 / 4 * 4 * four.trainable, rel=1e-6)
     assert four.communication_seconds == pytest.approx(four.communication_bytes / devices["cpu"].between(4))
-    sharded = planned(recipe, devices["cpu"], devices=4, sharded=True)
+    sharded = planned(recipe, devices["cpu"], devices=4, sharding="full")
     per_batch = 3 / 4 * (2 * 4 * sharded.parameters + 4 * sharded.trainable)
     assert sharded.communication_bytes == pytest.approx(sharded.micro_batches * per_batch, rel=1e-6)
 
@@ -121,7 +157,7 @@ def test_a_run_that_cannot_fit_is_warned_of(recipe, devices):
     one = planned(recipe, replace(devices["cpu"], memory=devices["cpu"].runtime + 1e6))
     assert not one.fits
     assert one.largest_seconds == 0
-    assert "--sharded" in warnings([one])[0]
+    assert "sharding: full" in warnings([one])[0]
     assert "NO" in format_plans([one])
 
 
