@@ -19,7 +19,7 @@ LARGE = 100e6
 
 
 def present(device: torch.device) -> Device | None:
-    """Return the figures of a device of this machine: its own memory, all else as of the first of its kind in the table.
+    """Return the figures of a device of this machine: its own memory, else those of the first of its kind in the table.
 
     Returns:
         ``None`` where the table has none of its kind, or torch cannot say how much memory it has.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +14,28 @@ import torch
 from torch import Tensor
 
 from osum_npu import backend, launch
-from osum_npu.audio.augment import apply
-from osum_npu.audio.mel import frame_count, log_mel
 from osum_npu.checkpoints.model_directory import save_model
-from osum_npu.config import Recipe, RecipeError, Source, Stage, dump_recipe, missing_files
-from osum_npu.data.collate import Batch, Collator
-from osum_npu.data.loader import Step, steps
-from osum_npu.data.plan import WeightedSource, servable
-from osum_npu.data.sources import read_source
+from osum_npu.config import Recipe, RecipeError, Stage, dump_recipe, missing_files
 from osum_npu.files import write_text
-from osum_npu.models.speech_llm import SpeechLLM, SpeechLLMOutput
-from osum_npu.models.whisper_encoder_decoder import TranscriptStart, WhisperEncoderDecoder
+from osum_npu.models.speech_llm import SpeechLLM
 from osum_npu.planning.fit import fit_warnings, present
-from osum_npu.tasks import read_prompts
 from osum_npu.training.agreement import Notes
 from osum_npu.training.build import Trainee, build
 from osum_npu.training.card import model_card
+from osum_npu.training.feed import Feed
 from osum_npu.training.interrupt import Interrupt, Interrupted, report_saved
 from osum_npu.training.log import Log, Silence, read_log
 from osum_npu.training.meter import Meter
-from osum_npu.training.optimizer import Optimizers, freeze, part_of, schedule
+from osum_npu.training.optimizer import Optimizers, freeze, schedule
 from osum_npu.training.profile import Profile
 from osum_npu.training.ranks import Ranks
 from osum_npu.training.saver import Saver, checkpoints, newest_whole
-from osum_npu.training.sharding import blank_batch, clip, reshard, shard, whole_state
+from osum_npu.training.sharding import reshard, shard, whole_state
+from osum_npu.training.skipped import Skipped
 from osum_npu.training.state import (
     Progress,
     check_unchanged,
     facts,
-    fingerprint,
     frozen_parts,
     read_progress,
     restore_optimizer,
@@ -49,6 +43,7 @@ from osum_npu.training.state import (
     restore_weights,
     tensors,
 )
+from osum_npu.training.step import Computation
 from osum_npu.training.summary import summary
 from osum_npu.training.validate import EarlyStop, dev_losses
 from osum_npu.training.watch import STREAK, Rewind, Watch
@@ -113,41 +108,25 @@ class _Run:
         self.device = self.backend.activate()
         self.ranks = Ranks(launch.read(), self.backend.collective, self.device)
         self.dtype = _DTYPES.get(recipe.precision, self.backend.dtypes[0])
-        self.wordings, self.ignored_prompts = read_prompts(recipe.prompts)
-        self.skipped: list[str] = []
-        self.train_sources = self._read(recipe.data.train)
-        self.dev_sources = self._read(recipe.data.dev)
-        utterances = [u for source in self.train_sources for u in source.utterances]
-        model, self.tokenizer = build(recipe, utterances, self.dtype)
+        self.skipped = Skipped(out / "skipped.txt", self.ranks)
+        self.feed = Feed(recipe, self.ranks, self.skipped)
+        model, self.tokenizer = build(recipe, self.feed.utterances, self.dtype)
         self.frozen = frozen_parts(model, recipe, self.ranks)
         self.sharded = recipe.sharding != "none" and self.ranks.size > 1
         if recipe.sharding != "none" and self.ranks.size > 1:
             shard(model, recipe.sharding, self.ranks, self.dtype)
         self.model: Trainee = model.to(self.device)
-        self.blank = blank_batch(self.tokenizer.eos_token_id)
         self.meter = Meter(self.model, recipe.stages[0], self.device)
         self.notes = Notes(self.ranks, self.model)
-        self.start: TranscriptStart | None = None
-        self.max_answer_tokens = recipe.data.max_answer_tokens
-        if isinstance(model, WhisperEncoderDecoder):
-            self.start = TranscriptStart.of(self.tokenizer)
-            self.max_answer_tokens = min(self.max_answer_tokens or model.max_answer_tokens, model.max_answer_tokens)
+        self.feed.serve(self.model, self.tokenizer)
+        self.data = self.feed.fingerprints
+        end = self.tokenizer.eos_token_id
+        self.step = Computation(self.model, self.device, self.dtype, self.ranks, sharded=self.sharded, end=end)
         if self.sharded:
-            self._settle_dtypes()
-        self.data = {name: fingerprint(s.utterances) for name, s in zip(recipe.data.train, self.train_sources)}
+            self.step.settle_dtypes(recipe.stages)
         for stage in recipe.stages:  # what would end the last one is said before the first one begins
             freeze(self.model, stage)
             self._optimizers(stage)
-            if not _serves(self.train_sources, stage):
-                raise ValueError(
-                    f"stage {stage.name!r}: no utterance of the training data carries the labels for any of its "
-                    f"tasks: {', '.join(stage.tasks)}"
-                )
-            if stage.patience is not None and not _serves(self.dev_sources, stage):
-                raise ValueError(
-                    f"stage {stage.name!r} has patience, but no utterance of the dev data carries the labels for any "
-                    f"of its tasks: {', '.join(stage.tasks)}"
-                )
 
     def run(self, profile: int = 0) -> Path:
         """Train all stages that are still to do, and write the model."""
@@ -156,14 +135,14 @@ class _Run:
         found = newest_whole(self.out / "checkpoints", self.ranks, damaged.append)
         if found:
             progress = self._load(found)
-            self.skipped = [*self._named(), *self.skipped]
+            self.skipped.recall()
         self.log = self._open_log(progress)
         self.saver = Saver(self.out / "checkpoints", recipe.keep_checkpoints, self.ranks, self._say)
         self.best = Saver(self.out / "best", 2, self.ranks, self._say)
         steps = profile if self.ranks.leads else 0
         self.profile = Profile(steps, self.out / "profile", self.device, self.backend.profiler, self.log.say)
-        self._report_skipped()
-        for message in [*damaged, *filter(None, [self.ignored_prompts])]:
+        self.skipped.report(self.log.say)
+        for message in [*damaged, *filter(None, [self.feed.ignored_prompts])]:
             self.log.say(message)
         devices = f"{self.device}" if self.ranks.size == 1 else f"{self.ranks.size} × {self.device.type}"
         self.log.say(f"{devices}, {str(self.dtype).removeprefix('torch.')}, {_millions(self.model)} parameters")
@@ -173,9 +152,9 @@ class _Run:
             with self.interrupt:
                 self._stages(progress, found)
             self.saver.finish()
-            self.skipped = self.ranks.gather(self.skipped)
+            self.skipped.gather()
         except Interrupted as end:
-            self.skipped = self.ranks.gather(self.skipped)
+            self.skipped.gather()
             self.ranks.leave()  # launchers kill the other ranks once one has ended so
             report_saved(str(end))
             raise
@@ -183,7 +162,7 @@ class _Run:
             self.saver.close()
             self.best.close()
             self.profile.close()
-            self._report_skipped()
+            self.skipped.report(self.log.say)
             self.log.close()
         left_out = self.model.left_out() if isinstance(self.model, SpeechLLM) else ()
         weights = whole_state(self.model, self.ranks, left_out)
@@ -195,8 +174,9 @@ class _Run:
         return self.out / "model"
 
     def _fit_warnings(self) -> list[str]:
-        here = present(self.device) if self.ranks.leads and isinstance(self.model, SpeechLLM) else None
-        return [] if here is None else fit_warnings(self.recipe, self.model, self.dtype, here, self.ranks.size)
+        if not self.ranks.leads or not isinstance(self.model, SpeechLLM) or (here := present(self.device)) is None:
+            return []
+        return fit_warnings(self.recipe, self.model, self.dtype, here, self.ranks.size)
 
     def _stages(self, progress: Progress, found: Path | None) -> None:
         """Train all stages from ``progress`` on."""
@@ -222,17 +202,18 @@ class _Run:
             self.watch.begin_stage()
             self.log.say(f"stage {stage.name}: {_millions(parameters)} parameters learn in {stage.steps} steps")
         recipe, self.meter = self.recipe, Meter(self.model, stage, self.device)
-        feed, early = self.meter.timed(self._feed(stage, progress)), self._early_stop(stage, progress)
+        feed = self.meter.timed(self.feed.steps(stage, progress.position))
+        early = self._early_stop(stage, progress)
         self.model.train()
         reserved = False
         while progress.stage_step < stage.steps:
             self.profile.tick()
             step = next(feed)
             factor = schedule(stage, progress.stage_step)
-            losses = self._backward(stage, step)
-            if not self.sharded:
-                self.ranks.add_gradients(parameters)
-            norm = clip(parameters, stage.clip)
+            for batch in step.batches:
+                self.skipped.add(batch.skipped)
+            losses, self.stopping = self.step.backward(stage, step.batches, self.meter, self.interrupt.wanted)
+            norm = self.step.clip(parameters, stage.clip)
             # the one time in a step that the host waits for the device: whether to update depends on these
             values = torch.stack([norm.float(), *losses.values()]).tolist()
             numbers = dict(zip(["gradient_norm", *losses], values))
@@ -273,7 +254,7 @@ class _Run:
         """Measure the dev loss; say whether to end the stage early. With patience, it ends with its best weights."""
         mine = [0, 0, 0]
         measures = self.ranks.leads or self.sharded  # of a shared model, each computes all: they meet in every block
-        if measures and _serves(self.dev_sources, stage) and (losses := self._dev_losses(stage)):
+        if measures and self.feed.measures(stage) and (losses := self._dev_losses(stage)):
             self.log.row({"stage": stage.name, "step": progress.step, **losses})
             if early is not None and self.ranks.leads:
                 mine = [int(early.better(progress.step, losses["dev_loss"])), int(early.enough), early.step]
@@ -294,7 +275,7 @@ class _Run:
         if self.ranks.leads:
             self.watch.save(progress.step, self.recipe.keep_checkpoints)
         self.saver.save(progress.step, self._kept(progress, optimizer), self._facts(progress))
-        self._name_skipped()
+        self.skipped.write()
 
     def _kept(self, progress: Progress, optimizer: Optimizers) -> dict[str, Tensor]:
         return tensors(self.model, self._trained(progress), optimizer, self.ranks)
@@ -357,15 +338,6 @@ class _Run:
     def _open_log(self, progress: Progress) -> Log:
         return Log(self.out, self.recipe.steps, progress.step) if self.ranks.leads else Silence()
 
-    @torch.no_grad()
-    def _settle_dtypes(self) -> None:
-        """Compute once as if all stages were one: FSDP settles then in which dtype the gradient of a block comes."""
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(any(part_of(name) in stage.trainable for stage in self.recipe.stages))
-        self.model.eval()
-        self._forward(self.recipe.stages[0], self.blank)
-        reshard(self.model)
-
     def _optimizers(self, stage: Stage) -> Optimizers:
         if not self.recipe.device_adamw:
             return Optimizers(self.model, stage, ranks=self.ranks)
@@ -375,122 +347,15 @@ class _Run:
             raise ValueError(f"device_adamw works in one process alone, these are {self.ranks.size}; leave it out")
         return Optimizers(self.model, stage, self.backend.adamw)
 
-    def _feed(self, stage: Stage, progress: Progress) -> Iterator[Step]:
-        return steps(
-            self.train_sources,
-            stage.tasks,
-            self._collator(stage),
-            batch_seconds=stage.batch_seconds,
-            micro_batch_seconds=stage.micro_batch_seconds,
-            questions=stage.questions,
-            shortest_first=stage.shortest_first,
-            start=progress.position,
-            rank=self.ranks.rank,
-            world_size=self.ranks.size,
-            workers=self.recipe.data.workers,
-        )
-
-    def _collator(self, stage: Stage, *, augment: bool = True) -> Collator:
-        return Collator(
-            tokenizer=self.tokenizer,
-            n_mels=self.model.encoder.config.n_mels,
-            seed=self.recipe.seed,
-            spec_augment=stage.spec_augment if augment else None,
-            max_seconds=min(self.recipe.data.max_seconds, self.model.encoder.config.max_seconds),
-            wordings=self.wordings,
-            stamp_seconds=self.recipe.stamp_seconds,
-            max_answer_tokens=self.max_answer_tokens,
-            start=self.start,
-        )
-
-    def _backward(self, stage: Stage, step: Step) -> dict[str, Tensor]:
-        """Add up this rank's gradients of a step; losses are means over all its tokens, however it is cut."""
-        batches = [batch for batch in step.batches if batch.examples]
-        for batch in step.batches:
-            self.skipped += batch.skipped
-        spelled = 0
-        if stage.ctc_weight and isinstance(self.model, SpeechLLM):
-            spelled = sum(len(self.model.ctc_targets(t)) for batch in batches for t in batch.spellings)
-        counted = sum(batch.label_count for batch in batches), spelled, int(self.interrupt.wanted)
-        labels, units, asked = self.ranks.counts(*counted)
-        labels, units, self.stopping = max(1, labels), max(1, units), asked > 0
-        if self.sharded:
-            batches += [self.blank] * (self.ranks.most(len(batches)) - len(batches))
-        total, ctc_total = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        with self.meter.computing():
-            for batch in batches:
-                output = self._forward(stage, batch)
-                loss = stage.llm_weight * output.loss_sum / labels
-                if output.ctc_sum is not None:
-                    loss = loss + stage.ctc_weight * output.ctc_sum / units
-                if loss.requires_grad:
-                    (loss if batch.examples else loss * 0).backward()  # type: ignore[no-untyped-call]
-                if batch.examples:
-                    self.meter.count(batch)
-                    total += output.loss_sum.detach()
-                    ctc_total += 0 if output.ctc_sum is None else output.ctc_sum.detach()
-        losses = {"loss": self.ranks.add(total) / labels} if stage.llm_weight else {}
-        return {**losses, "ctc_loss": self.ranks.add(ctc_total) / units} if stage.ctc_weight else losses
-
-    def _forward(self, stage: Stage, batch: Batch) -> SpeechLLMOutput:
-        model = self.model
-        features, _ = log_mel(
-            batch.wave_BS.to(self.device), torch.tensor(batch.samples, device=self.device), model.encoder.config.n_mels
-        )
-        frames = [frame_count(n) for n in batch.samples]
-        if batch.drawn is not None:
-            features = apply(features, batch.drawn)
-        layout = None
-        if stage.llm_weight:
-            layout = model.layout(frames, batch.prompts, batch.answers, batch.about).to(self.device)
-        with self._autocast():
-            output: SpeechLLMOutput = model(features, frames, layout, batch.spellings if stage.ctc_weight else None)
-        return output
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
-
     def _dev_losses(self, stage: Stage) -> dict[str, float]:
         """Measure the stage's loss on the dev data, without augmentation."""
         self.model.eval()
-        collate = self._collator(stage, augment=False)
-        losses, skipped = dev_losses(self.dev_sources, stage, collate, lambda batch: self._forward(stage, batch))
-        self.skipped += skipped
+        collate, forward = self.feed.collator(stage, augment=False), partial(self.step.forward, stage)
+        losses, skipped = dev_losses(self.feed.dev, stage, collate, forward)
+        self.skipped.add(skipped)
         reshard(self.model)
         self.model.train()
         return losses
-
-    def _read(self, sources: Mapping[str, Source]) -> list[WeightedSource]:
-        read = []
-        for source in sources.values():
-            utterances, skipped = read_source(source.path, self.recipe.data.max_seconds)
-            self.skipped += skipped
-            read.append(WeightedSource(utterances, source.weight))
-        return read
-
-    def _named(self) -> list[str]:
-        """Read the names of what this run left out before it was interrupted."""
-        path = self.out / "skipped.txt"
-        return path.read_text("utf-8").splitlines() if path.exists() else []
-
-    def _name_skipped(self) -> list[str]:
-        """Name what was left out in ``out/skipped.txt``, each once."""
-        lines = list(dict.fromkeys(self.skipped))
-        if lines and self.ranks.leads:
-            write_text(self.out / "skipped.txt", "\n".join(lines) + "\n")
-        return lines
-
-    def _report_skipped(self) -> None:
-        """Name what was left out, on the terminal the first few."""
-        if lines := self._name_skipped():
-            for line in lines[:5]:
-                self.log.say(f"skipped: {line}")
-            self.log.say(f"{len(lines)} skipped in all; {self.out / 'skipped.txt'} names each")
-
-
-def _serves(sources: Sequence[WeightedSource], stage: Stage) -> bool:
-    """Whether any utterance carries the labels for any of the stage's tasks."""
-    return any(servable(utterance, stage.tasks) for source in sources for utterance in source.utterances)
 
 
 def _millions(parameters: torch.nn.Module | list[torch.nn.Parameter]) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import tiny
 
+from osum_npu.data.loader import Position
 from osum_npu.training.log import read_log
 from osum_npu.training.loop import _Run, train
 from osum_npu.training.optimizer import freeze
-from osum_npu.training.state import Progress
 
 WHISPER = f"model={{kind: whisper, config: {json.dumps(tiny.WHISPER_SIZES)}, dropout: 0.1}}"
 PARTS = {"speech llm": "[encoder, ctc, adapter, llm, lora]", "lora alone": "[lora]", "whisper": "[encoder, decoder]"}
@@ -60,7 +60,7 @@ def test_blocks_are_computed_twice_or_once(make, recomputed):
     names = [name for name in wanted if name in dict(run.model.named_modules())]
     for name in names:
         run.model.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
-    run._backward(stage, next(run._feed(stage, Progress())))
+    run.step.backward(stage, next(run.feed.steps(stage, Position())).batches, run.meter, False)
     for name in names:
         # nothing below the first trained weight is computed again
         frozen = not any(p.requires_grad for p in run.model.encoder.parameters()) and name.startswith("encoder")

@@ -57,23 +57,24 @@ PROGRAM = """\
 import sys, time
 from osum_npu.config import load_recipe
 from osum_npu.data import collate
-from osum_npu.training.loop import _Run, train
+from osum_npu.training.loop import train
+from osum_npu.training.step import Computation
 
-rank, read, original = int(sys.argv[1]), collate.read_audio, _Run._backward
+rank, read, original = int(sys.argv[1]), collate.read_audio, Computation.backward
 steps = []
 
 def slowly(*words, **more):
     time.sleep(0.03 * rank)
     return read(*words, **more)
 
-def broken(run, stage, step):
-    steps.append(step)
+def broken(computation, *words):
+    steps.append(words)
     if len(steps) == 6 and rank:
-        for parameter in run.model.llm.parameters():
+        for parameter in computation.model.llm.parameters():
             parameter.data += 1e-3
-    return original(run, stage, step)
+    return original(computation, *words)
 
-collate.read_audio, _Run._backward = slowly, broken
+collate.read_audio, Computation.backward = slowly, broken
 try:
     train(load_recipe([sys.argv[2]], sys.argv[3:]))
 except ValueError as error:

@@ -9,11 +9,11 @@ import tiny
 from osum_npu.audio.mel import frame_count
 from osum_npu.cli.main import main
 from osum_npu.data import collate
+from osum_npu.data.loader import Position
 from osum_npu.models.flops import Work, count_flops
 from osum_npu.training.log import read_log
 from osum_npu.training.loop import _Run, train
 from osum_npu.training.meter import read_peak
-from osum_npu.training.state import Progress
 from osum_npu.training.summary import summary
 
 STAGE = "{name: all, trainable: [encoder, llm, lora], steps: 6, learning_rate: 1e-3, batch_seconds: 6, questions: 2, "
@@ -37,7 +37,7 @@ def test_rates_are_those_of_the_data(corpus, tmp_path, monkeypatch):
     train(recipe)
     run = _Run(recipe, tmp_path / "run")
     (stage,) = recipe.stages
-    feed, got = run._feed(stage, Progress()), rows(tmp_path / "run")
+    feed, got = run.feed.steps(stage, Position()), rows(tmp_path / "run")
     assert len(got) == 3
     for row in got:
         sound = labels = positions = flops = 0

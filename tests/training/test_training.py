@@ -26,7 +26,8 @@ from osum_npu.training.log import read_log
 from osum_npu.training.loop import _Run, train
 from osum_npu.training.optimizer import Optimizers, freeze, part_of, schedule
 from osum_npu.training.saver import checkpoints
-from osum_npu.training.state import Progress
+from osum_npu.training.skipped import Skipped
+from osum_npu.training.step import Computation
 
 ONE_STAGE = "stages=[{name: all, trainable: [encoder, ctc, adapter, llm, lora], steps: 3, learning_rate: 3e-3}]"
 TINY_PARTS = {
@@ -217,7 +218,7 @@ def gradients(recipe, out, step):
     run = _Run(recipe, out)
     freeze(run.model, recipe.stages[0])
     run.model.train()
-    found = run._backward(recipe.stages[0], step(run))
+    found, _ = run.step.backward(recipe.stages[0], step(run).batches, run.meter, False)
     return {name: loss.item() for name, loss in found.items()}, {
         name: parameter.grad for name, parameter in run.model.named_parameters()
     }
@@ -234,9 +235,9 @@ def test_micro_batches_add_up_to_the_whole(micro, corpus, tmp_path):
         def step(run):
             return next(
                 steps(
-                    run.train_sources,
+                    run.feed.train,
                     {"asr": 1, "gender": 1, "timestamps": 1},
-                    run._collator(stage),
+                    run.feed.collator(stage),
                     batch_seconds=stage.batch_seconds,
                     micro_batch_seconds=micro_batch_seconds,
                 )
@@ -315,7 +316,7 @@ def test_combinations_are_trained_in_the_words_of_a_file(corpus, tmp_path, capsy
     recipe = tiny.recipe(corpus, tmp_path / "run", *words)
     run = _Run(recipe, tmp_path / "run")
     stage = recipe.stages[0]
-    batches = [batch for step in islice(run._feed(stage, Progress()), 3) for batch in step.batches]
+    batches = [batch for step in islice(run.feed.steps(stage, Position()), 3) for batch in step.batches]
     asked = {(e.tasks[0].name, tuple(p)) for b in batches for e, p in zip(b.examples, b.prompts, strict=True)}
     (own,) = run.tokenizer(["which age and gender, please?"], add_special_tokens=False).input_ids
     assert [prompt for name, prompt in asked if name == "age+gender-only"] == [tuple(own)]
@@ -447,17 +448,17 @@ def test_names_of_what_was_skipped_survive_a_kill(corpus, tmp_path, monkeypatch)
     manifest, names = broken_corpus(corpus, tmp_path)
     stage = "{name: all, trainable: [adapter], steps: 6, learning_rate: 1e-3, batch_seconds: 12}"
     recipe = tiny.recipe(corpus, tmp_path / "run", f"stages=[{stage}]", f"data.train.tones={{path: {manifest}}}")
-    original = _Run._backward
+    original = Computation.backward
     seen = []
 
-    def killed_at_the_last_step(run, stage, step):
-        seen.append(step.after)
-        if step.after == Position(1, 0) or len(seen) == 6:
-            monkeypatch.setattr(_Run, "_report_skipped", lambda run: None)  # a kill leaves no time for it
+    def killed_at_the_last_step(computation, stage, *words):
+        seen.append(words)
+        if len(seen) == stage.steps:
+            monkeypatch.setattr(Skipped, "report", lambda skipped, say: None)  # a kill leaves no time for it
             raise KeyboardInterrupt
-        return original(run, stage, step)
+        return original(computation, stage, *words)
 
-    monkeypatch.setattr(_Run, "_backward", killed_at_the_last_step)
+    monkeypatch.setattr(Computation, "backward", killed_at_the_last_step)
     with pytest.raises(KeyboardInterrupt):
         train(recipe)
     monkeypatch.undo()
@@ -512,7 +513,7 @@ def test_batches_of_a_run_come_from_the_plan(corpus, utterances, tmp_path):
     train(recipe)
     run = _Run(recipe, tmp_path / "run")
     stage = recipe.stages[0]
-    feed = steps(run.train_sources, stage.tasks, run._collator(stage), batch_seconds=stage.batch_seconds)
+    feed = steps(run.feed.train, stage.tasks, run.feed.collator(stage), batch_seconds=stage.batch_seconds)
     assert [row["epoch"] for row in rows(tmp_path / "run")] == [step.after.epoch for step in islice(feed, 9)]
 
 

@@ -35,11 +35,11 @@ def test_the_dev_loss_is_that_of_each_utterance_alone(corpus, tmp_path):
     run.model.load_state_dict(model.state_dict())
     run.model.eval()
     (stage,) = recipe.stages
-    collate = run._collator(stage, augment=False)
-    for step in plan_epoch(run.dev_sources, stage.tasks, batch_seconds=stage.batch_seconds, seed=0, epoch=0):
+    collate = run.feed.collator(stage, augment=False)
+    for step in plan_epoch(run.feed.dev, stage.tasks, batch_seconds=stage.batch_seconds, seed=0, epoch=0):
         for example in step:
             with torch.no_grad():
-                output = run._forward(stage, collate([example], epoch=0))
+                output = run.step.forward(stage, collate([example], epoch=0))
             name = example.tasks[0].name
             total, count = sums.get(name, (0.0, 0))
             sums[name] = total + output.loss_sum.item(), count + output.label_count

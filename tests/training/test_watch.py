@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from osum_npu.data.plan import plan_epoch
+from osum_npu.training.feed import Feed
 from osum_npu.training.log import Log, read_log
-from osum_npu.training.loop import _Run, train
+from osum_npu.training.loop import train
 from osum_npu.training.meter import MEASURED
 from osum_npu.training.optimizer import Optimizers
+from osum_npu.training.step import Computation
 from osum_npu.training.watch import KNOWN, STREAK, WINDOW, Watch
 
 STAGE = "{name: all, trainable: [encoder, adapter, llm], steps: 40, learning_rate: 3e-3, batch_seconds: 2}"
@@ -31,27 +33,33 @@ def _one_thread():
 @contextmanager
 def planted(factor, places):
     """Multiply the gradients of all steps whose data is at one of these places, counted from 0 over all epochs."""
-    original, lengths = _Run._backward, {}
+    steps, backward, lengths, current = Feed.steps, Computation.backward, {}, []
 
-    def backward(run, stage, step):
-        losses = original(run, stage, step)
-        if place(run, stage, step.after, lengths) in places:
-            for parameter in run.model.parameters():
+    def noted(feed, stage, start):
+        for step in steps(feed, stage, start):
+            current[:] = [place(feed, stage, step.after, lengths)]
+            yield step
+
+    def multiplied(computation, *words):
+        found = backward(computation, *words)
+        if current[0] in places:
+            for parameter in computation.model.parameters():
                 if parameter.grad is not None:
                     parameter.grad *= factor
-        return losses
+        return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Run, "_backward", backward)
+        patch.setattr(Feed, "steps", noted)
+        patch.setattr(Computation, "backward", multiplied)
         yield
 
 
-def place(run, stage, after, lengths):
+def place(feed, stage, after, lengths):
     """Count the steps of data before the one that ends at ``after``."""
 
     def length(epoch):
         if epoch not in lengths:
-            plan = plan_epoch(run.train_sources, stage.tasks, batch_seconds=stage.batch_seconds, seed=0, epoch=epoch)
+            plan = plan_epoch(feed.train, stage.tasks, batch_seconds=stage.batch_seconds, seed=0, epoch=epoch)
             lengths[epoch] = len(plan)
         return lengths[epoch]
 
@@ -106,15 +114,15 @@ def turned(corpus, tmp_path_factory):
 
 def test_faults_that_do_not_end_turn_the_run_back(turned, corpus, tmp_path, monkeypatch):
     """Steps 26 to 35 are left out; the run is that which goes from the checkpoint of step 24 to the data of step 36."""
-    original = _Run._feed
+    original = Feed.steps
 
-    def feed(run, stage, progress):
+    def steps(feed, stage, start):
         lengths = {}
-        for step in original(run, stage, progress):
-            if place(run, stage, step.after, lengths) not in range(24, BAD.stop):
+        for step in original(feed, stage, start):
+            if place(feed, stage, step.after, lengths) not in range(24, BAD.stop):
                 yield step
 
-    monkeypatch.setattr(_Run, "_feed", feed)
+    monkeypatch.setattr(Feed, "steps", steps)
     train(tiny.recipe(corpus, tmp_path / "run", *WORDS))
     assert weights(tmp_path / "run") == weights(turned)
     assert numbers(tmp_path / "run", "left_out") == numbers(turned, "left_out")
@@ -187,15 +195,15 @@ def test_a_stage_that_turns_back_to_its_beginning_forgets_what_it_has_learned(co
     words = (*WORDS, stages, "checkpoint_every=100")
     with planted(math.nan, range(4, 4 + STREAK)):
         train(tiny.recipe(corpus, tmp_path / "turned", *words))
-    original = _Run._feed
+    original = Feed.steps
 
-    def feed(run, stage, progress):
+    def steps(feed, stage, start):
         lengths = {}
-        for step in original(run, stage, progress):
-            if stage.name == "a" or place(run, stage, step.after, lengths) >= 4 + STREAK:
+        for step in original(feed, stage, start):
+            if stage.name == "a" or place(feed, stage, step.after, lengths) >= 4 + STREAK:
                 yield step
 
-    monkeypatch.setattr(_Run, "_feed", feed)
+    monkeypatch.setattr(Feed, "steps", steps)
     train(tiny.recipe(corpus, tmp_path / "run", *words))
     assert weights(tmp_path / "run") == weights(tmp_path / "turned")
 
