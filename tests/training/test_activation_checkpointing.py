@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
+from osum_npu.data.sources import read_source
+from osum_npu.training.build import build
 from osum_npu.training.log import read_log
 from osum_npu.training.loop import _Run, train
 from osum_npu.training.optimizer import freeze
