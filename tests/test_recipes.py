@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 import yaml
 from transformers import WhisperForConditionalGeneration
 
@@ -14,6 +15,10 @@ from osum_npu.checkpoints.model_directory import load_model
 from osum_npu.checkpoints.whisper import encoder_state
 from osum_npu.config import NewModel, dump_recipe, load_recipe
 from osum_npu.evaluation.run import evaluate
+from osum_npu.planning.devices import find_device, read_devices
+from osum_npu.planning.estimate import How, cut, memory_by_part, trace_step
+from osum_npu.planning.sizes import read_sizes
+from osum_npu.planning.step import Speech
 from osum_npu.tasks import TASKS
 from osum_npu.training.log import read_log
 from osum_npu.training.loop import train
@@ -21,13 +26,22 @@ from osum_npu.training.loop import train
 ROOT = Path(__file__).parents[1]
 OSUM = ROOT / "recipes" / "osum"
 FILES = sorted((ROOT / "recipes").rglob("*.yaml"))
-LAYERS = [path for path in FILES if path.parent.name == "tiny"]
-"""Each lies over the recipe of its name in the folder above."""
+CARDS = {"cards_1": 1, "cards_8": 8, "cards_3x8": 24}
+"""Devices that layers over OSUM's stages are for."""
+LAYERS = [path for path in FILES if path.parent.name == "tiny" or path.stem in CARDS]
+"""Each lies over another recipe."""
 RECIPES = [path for path in FILES if path not in LAYERS]
 
 
 def name(path):
     return path.relative_to(ROOT / "recipes").as_posix()
+
+
+def layers(path):
+    """A recipe, or what a layer lies over and the layer."""
+    if path in RECIPES:
+        return [path]
+    return [OSUM / "stage2.yaml" if path.stem in CARDS else path.parents[1] / path.name, path]
 
 
 def test_there_are_recipes():
@@ -37,7 +51,7 @@ def test_there_are_recipes():
 
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_a_recipe_parses_and_is_written_as_it_was_read(path, tmp_path):
-    recipe = load_recipe([path] if path in RECIPES else [path.parents[1] / path.name, path])
+    recipe = load_recipe(layers(path))
     (tmp_path / "again.yaml").write_text(dump_recipe(recipe), "utf-8")
     assert load_recipe([tmp_path / "again.yaml"]) == recipe
     assert recipe.data.train
@@ -83,6 +97,28 @@ def test_osums_second_stage_has_the_published_form():
     }
 
 
+@pytest.mark.parametrize("file", ["stage1", "stage2"])
+@pytest.mark.parametrize("cards", CARDS)
+def test_a_step_of_osum_is_the_same_on_any_number_of_devices(cards, file):
+    alone = load_recipe([OSUM / f"{file}.yaml"])
+    recipe = load_recipe([OSUM / f"{file}.yaml", OSUM / f"{cards}.yaml"])
+    assert (recipe.stages, recipe.model, recipe.data) == (alone.stages, alone.model, alone.data)
+    for stage in recipe.stages:
+        assert (stage.batch_seconds / CARDS[cards] / stage.micro_batch_seconds).is_integer()
+
+
+@pytest.mark.slow(reason="traces of a step with 8 billion parameters take a minute")
+@pytest.mark.parametrize("cards", CARDS)
+def test_osum_fits_its_devices(cards):
+    recipe, (name, device) = load_recipe(layers(OSUM / f"{cards}.yaml")), find_device("910B", read_devices())
+    how = How.of(recipe, CARDS[cards], Speech())
+    for stage in recipe.stages:
+        count, _ = cut(stage, how)
+        traced = trace_step(read_sizes(recipe), stage, torch.bfloat16, device, how, count, 1)
+        memory = sum(memory_by_part(traced, device, how, torch.bfloat16).values())
+        assert memory < 0.8 * device.memory, f"{stage.name} on {CARDS[cards]} × {name}"
+
+
 def test_osum_runs_through_all_stages_in_small(corpus, tmp_path):
     """The recipes with their tiny layers, two steps a stage; stage 2 begins with what stage 1 learned."""
     places = [f"data.{part}.all.path={corpus / part}.jsonl" for part in ("train", "dev")]
@@ -114,11 +150,14 @@ def test_the_script_of_osum_goes_from_whisper_to_a_score(corpus, tmp_path):
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "STAGE1": f"{OSUM}/tiny/stage1.yaml {words}",
         "STAGE2": f"{OSUM}/tiny/stage2.yaml {words} stages.1.steps=1 stages.1.batch_seconds=24",
-        "LAUNCH": f"{sys.executable} -m osum_npu",
         "OSUM_BACKEND": "cpu",
         "OMP_NUM_THREADS": "1",
     }
     data = [str(corpus / f"{part}.jsonl") for part in ("train", "dev", "dev")]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "osum-npu").write_text(f'#!/bin/sh\nexec {sys.executable} -m osum_npu "$@"\n')
+    (tmp_path / "bin" / "osum-npu").chmod(0o755)
+    env["PATH"] = f"{tmp_path / 'bin'}:{env['PATH']}"
     done = subprocess.run([OSUM / "run.sh", *data, tmp_path / "run"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "report" / "report.json").exists()

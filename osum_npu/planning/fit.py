@@ -19,7 +19,7 @@ LARGE = 100e6
 
 
 def present(device: torch.device) -> Device | None:
-    """Return the figures of a device of this machine: its own memory, else those of the first of its kind in the table.
+    """Return the figures of a device of this machine: its own memory, all else of the first of its kind in the table.
 
     Returns:
         ``None`` where the table has none of its kind, or torch cannot say how much memory it has.
@@ -48,7 +48,8 @@ def fit_warnings(recipe: Recipe, model: SpeechLLM, dtype: torch.dtype, device: D
     if sum(p.numel() for p in model.parameters()) < LARGE:
         return []
     config = SpeechLLMConfig(**{**model.config.to_dict(), "llm": model.llm.config.to_dict(), "llm_path": None})
-    how, precision, found = How.of(recipe, devices, Speech()), str(dtype).removeprefix("torch."), []
+    longest = min(recipe.data.max_seconds, model.encoder.config.max_seconds, Speech().seconds)
+    how, precision, found = How.of(recipe, devices, Speech(longest)), str(dtype).removeprefix("torch."), []
     try:
         with torch.random.fork_rng(devices=[]):  # the run draws the numbers that it would draw without a plan
             for stage in recipe.stages:

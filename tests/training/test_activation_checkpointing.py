@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
 from osum_npu.data.loader import Position
+from osum_npu.data.sources import read_source
+from osum_npu.training.build import build
 from osum_npu.training.log import read_log
 from osum_npu.training.loop import _Run, train
 from osum_npu.training.optimizer import freeze
@@ -66,3 +69,21 @@ def test_blocks_are_computed_twice_or_once(make, recomputed):
         frozen = not any(p.requires_grad for p in run.model.encoder.parameters()) and name.startswith("encoder")
         assert seen.count(name) == (2 if recomputed and not frozen else 1), name
     assert len(names) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("trainable", ["adapter, lora", "encoder"])
+def test_a_frozen_encoder_keeps_nothing_for_the_backward_pass(trainable, dtype, corpus, tmp_path):
+    stage = f"stages=[{{name: one, trainable: [{trainable}], steps: 1, learning_rate: 1e-3}}]"
+    recipe = tiny.recipe(corpus, tmp_path / "run", stage, "model.ctc=false")
+    model, _ = build(recipe, read_source(corpus / "train.jsonl", 30)[0], dtype)
+    freeze(model.train(), recipe.stages[0])
+    kept = []
+    with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+        with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda x: x):
+            encoded, lengths = model.encoder(torch.randn(2, 90, 80), [90, 70])
+        heard, _ = model.adapter(encoded, lengths)
+    learns = trainable == "encoder"
+    assert encoded.requires_grad == learns
+    assert bool(kept) == learns
+    assert heard.requires_grad
