@@ -195,8 +195,9 @@ class _Run:
         return self.out / "model"
 
     def _fit_warnings(self) -> list[str]:
-        here = present(self.device) if self.ranks.leads and isinstance(self.model, SpeechLLM) else None
-        return [] if here is None else fit_warnings(self.recipe, self.model, self.dtype, here, self.ranks.size)
+        if not self.ranks.leads or not isinstance(self.model, SpeechLLM) or (here := present(self.device)) is None:
+            return []
+        return fit_warnings(self.recipe, self.model, self.dtype, here, self.ranks.size)
 
     def _stages(self, progress: Progress, found: Path | None) -> None:
         """Train all stages from ``progress`` on."""
