@@ -109,8 +109,8 @@ def compare(data: Path, predictions: Path | None = None) -> list[dict[str, Any]]
     """Answer every question by both probes and, where there are predictions, by the model.
 
     Returns:
-        A row for each question that dev has clips for: ``question``, ``n``, and for each of ``mean``, ``mean_std`` and ``model`` the
-        ``accuracy`` and ``balanced`` accuracy.
+        A row for each question that dev has clips for: ``question``, ``n``, and for each of ``mean``, ``mean_std`` and
+        ``model`` the ``accuracy`` and ``balanced`` accuracy.
     """
     answers = _answers(predictions) if predictions else None
     features: dict[tuple[str, ...], tuple[list[Utterance], Tensor, list[Utterance], Tensor]] = {}

@@ -102,8 +102,9 @@ def data(make_data, packs, tmp_path_factory):
     return out
 
 
-def test_the_recipe_names_all_manifests_that_are_made(data):
-    recipe = load_recipe([RECIPE / "recipe.yaml"])
+@pytest.mark.parametrize("file", ["hear", "understand"])
+def test_the_recipes_name_all_manifests_that_are_made(data, file):
+    recipe = load_recipe([RECIPE / f"{file}.yaml"])
     for part, sources in (("train", recipe.data.train), ("dev", recipe.data.dev)):
         made = {path.stem for path in (data / part).glob("*.jsonl")}
         wanted = {"events_cry", "events_other"}  # events that the small packs lack
@@ -178,10 +179,10 @@ def test_the_probe_hears_a_tone_and_stands_beside_the_model(probe, data, tmp_pat
 def test_classes_weigh_the_same_and_a_label_of_noise_stays_at_chance(probe):
     random = np.random.RandomState(0)
     labels = ["rare"] * 20 + ["frequent"] * 380
-    x = random.normal(size=(400, 2)) + 2 * np.array([[label == "rare", 0] for label in labels])
+    x = random.normal(size=(400, 2)) + 0.8 * np.array([[label == "rare", 0] for label in labels])
     said = probe.probe(torch.tensor(x).float(), labels, [str(i) for i in range(400)], torch.tensor(x).float())
     found = probe.measure(labels, said)
-    assert found.balanced > 0.75, "a probe that weighs clips alike would call nearly all of them frequent"
+    assert found.balanced > 0.65, "a probe that weighs clips alike would call nearly all of them frequent"
     noise = torch.tensor(random.normal(size=(400, 2))).float()
     guessed = probe.probe(noise[:200], labels[::2], [str(i) for i in range(200)], noise[200:])
     assert 0.2 < probe.measure(labels[1::2], guessed).balanced < 0.8
