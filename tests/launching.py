@@ -1,5 +1,6 @@
 """Starting the scripts of ``scripts/`` as people do, on loopback, and finding what they leave behind."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -39,9 +40,10 @@ def free_port():
         return found.getsockname()[1]
 
 
-def _hear_hangups():
-    """Undo nohup, under which tests may run: a shell cannot trap what was ignored when it began."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def _hear_signals():
+    """Undo nohup and a shell's ``&``, under which tests may run: what is ignored at the beginning cannot be trapped."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class Launch:
@@ -69,7 +71,7 @@ class Launch:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            preexec_fn=_hear_hangups,
+            preexec_fn=_hear_signals,
         )
 
     def end(self, timeout=300):
@@ -79,7 +81,8 @@ class Launch:
         except subprocess.TimeoutExpired:
             self.process.kill()
             for pid in self.left():
-                os.kill(pid, 9)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, 9)
             raise
         return self.process.returncode, output
 
