@@ -16,7 +16,7 @@ PIP := -m pip install -qq --no-compile --no-input --disable-pip-version-check -c
 LISTED = $$($(1) -c 'import sys; print("--no-deps" if sys.version_info >= (3, 11) else "")')
 install = $(1) $(PIP) torch && $(1) $(PIP) $(LISTED) -r $(TESTED) $(2) && $(1) $(PIP) $(LISTED) --no-build-isolation -e '.[train,eval,quickstart,codecs,dev]'
 # One thread a process: two processes of tests side by side are faster than one with two threads.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 FITS := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))
 PYTHON ?= $(shell for python in python3.11 python3; do $$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)

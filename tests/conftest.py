@@ -26,3 +26,8 @@ def finished(corpus, tmp_path_factory):
     with tiny.one_thread():
         train(tiny.recipe(corpus, out))
     return out
+
+
+def pytest_collection_modifyitems(items):
+    """Put what takes longest first: workers that take whole files would end far apart."""
+    items.sort(key=lambda item: "training" not in item.path.parts)

@@ -15,7 +15,8 @@ from osum_npu.parity import relative_error
 from osum_npu.training.log import read_log
 from osum_npu.training.loop import train
 
-SLOW = "three runs of 50 steps in four processes"
+SLOW = "several trainings in up to four processes"
+FULL = pytest.param("full", marks=pytest.mark.slow(reason=SLOW))
 
 
 def losses(out):
@@ -49,7 +50,9 @@ def odd(corpus, tmp_path_factory):
     return changes, folder / "alone"
 
 
-@pytest.mark.parametrize(("sharding", "processes"), [("none", 2), ("full", 2), ("full", 3)])
+@pytest.mark.parametrize(
+    ("sharding", "processes"), [("none", 2), pytest.param("full", 2, marks=pytest.mark.slow(reason=SLOW)), ("full", 3)]
+)
 def test_several_processes_learn_what_one_learns(sharding, processes, odd, corpus, tmp_path):
     changes, alone = odd
     recipe, out = tiny.write_recipe(tmp_path / "recipe.yaml", corpus), tmp_path / "run"
@@ -135,7 +138,7 @@ def test_ranks_with_three_times_the_data_of_another_finish(sharding, corpus, tmp
     assert len(skipped[0]) == len(spoiled)
 
 
-@pytest.mark.parametrize("sharding", ["none", "full"])
+@pytest.mark.parametrize("sharding", ["none", FULL])
 def test_a_run_goes_on_with_more_processes_and_with_fewer(sharding, corpus, tmp_path):
     changes = [*tiny.WITHOUT_CHANCE, "checkpoint_every=1", "keep_checkpoints=1", f"sharding={sharding}"]
     for stage in range(3):  # AdamW divides by gradients that may be rounding noise: no more of it than OSUM has
