@@ -70,12 +70,12 @@ class Feed:
             if not _serves(self.train, stage):
                 raise ValueError(
                     f"stage {stage.name!r}: no utterance of the training data carries the labels for any of its "
-                    f"tasks: {', '.join(stage.tasks)}"
+                    f"tasks: {', '.join(stage.tasks)}; name other tasks, or add data with these labels"
                 )
             if stage.patience is not None and not self.measures(stage):
                 raise ValueError(
                     f"stage {stage.name!r} has patience, but no utterance of the dev data carries the labels for any "
-                    f"of its tasks: {', '.join(stage.tasks)}"
+                    f"of its tasks: {', '.join(stage.tasks)}; leave patience out, or add such data to data.dev"
                 )
 
     def measures(self, stage: Stage) -> bool:
