@@ -61,6 +61,10 @@ TASKS: dict[str, Task] = {t.name: t for t in (ASR, TIMESTAMPS, EVENT, EMOTION, S
 COMBINATIONS: dict[str, Task] = {
     t.name: t
     for t in (
+        *(
+            Task(f"{t.name}-only", f"{t.code}-ONLY", t.tag.removeprefix("<TRANSCRIBE> "), parts=(t,), transcript=False)
+            for t in (EVENT, EMOTION, STYLE, GENDER, AGE)
+        ),
         Task("age+gender", "SAP+SGC", "<TRANSCRIBE> <AGE> <GENDER>", parts=(AGE, GENDER)),
         Task("age+gender-only", "SAP+SGC-ONLY", "<AGE> <GENDER>", parts=(AGE, GENDER), transcript=False),
         Task("style+age+gender", "SSR+SAP+SGC", "<TRANSCRIBE> <STYLE> <AGE> <GENDER>", parts=(STYLE, AGE, GENDER)),
@@ -73,7 +77,8 @@ COMBINATIONS: dict[str, Task] = {
         ),
     )
 }
-"""Several labels in one answer. The tags are OSUM's; it has no abbreviations for them, these are made of the parts'."""
+"""One label alone, or several in one answer. The tags are those of OSUM and, for one label alone, of OSUM-Pangu; they have
+no abbreviations for them, these are made of the parts'."""
 
 CHAT_SEPARATOR = "<开始回答>"
 """Stands between transcript and answer in the chat task."""

@@ -67,14 +67,14 @@ def _from_esc10(utterance: Utterance) -> bool:
 
 SPEECHOCEAN, LIBRISPEECH, EVENTS = ("speechocean762",), ("librispeech_mini",), ("events",)
 QUESTIONS = (
-    Question("gender, speechocean762", "gender", SPEECHOCEAN, _label("gender")),
-    Question("gender, its adults", "gender", SPEECHOCEAN, _label("gender"), _of_age("adult")),
-    Question("gender, its children", "gender", SPEECHOCEAN, _label("gender"), _of_age("child")),
-    Question("gender, librispeech_mini", "gender", LIBRISPEECH, _label("gender")),
-    Question("age, speechocean762", "age", SPEECHOCEAN, _label("age")),
-    Question("event", "event", EVENTS, _label("event")),
-    Question("event, ESC-10 clips", "event", EVENTS, _label("event"), _from_esc10),
-    Question("event, the others", "event", EVENTS, _label("event"), lambda u: not _from_esc10(u)),
+    Question("gender, speechocean762", "gender-only", SPEECHOCEAN, _label("gender")),
+    Question("gender, its adults", "gender-only", SPEECHOCEAN, _label("gender"), _of_age("adult")),
+    Question("gender, its children", "gender-only", SPEECHOCEAN, _label("gender"), _of_age("child")),
+    Question("gender, librispeech_mini", "gender-only", LIBRISPEECH, _label("gender")),
+    Question("age, speechocean762", "age-only", SPEECHOCEAN, _label("age")),
+    Question("event", "event-only", EVENTS, _label("event")),
+    Question("event, ESC-10 clips", "event-only", EVENTS, _label("event"), _from_esc10),
+    Question("event, the others", "event-only", EVENTS, _label("event"), lambda u: not _from_esc10(u)),
     Question("digit, fsdd", "asr", ("fsdd",), lambda utterance: utterance.text),
 )
 
@@ -246,7 +246,7 @@ def _class(question: Question, utterance: Utterance, answer: Answer | None) -> s
     if answer is None:
         return None
     if question.task != "asr":
-        return answer.label
+        return (answer.labels or {}).get(question.task.removesuffix("-only"))
     truth = question.truth(utterance) or ""
     return truth if tokens(answer.text or "", "en") == tokens(truth, "en") else answer.text
 

@@ -158,8 +158,9 @@ def test_the_probe_hears_a_tone_and_stands_beside_the_model(probe, data, tmp_pat
         if source == "speechocean762":  # a model that takes every third woman for a man, and all children for adults
             number = int(row["key"].split("_")[-1])
             gender = "male" if number % 6 == 0 else row["gender"]
-            said.append({"task": "gender", "key": row["key"], "results": {"gender": {"label": gender}}})
-            said.append({"task": "age", "key": row["key"], "results": {"age": {"label": "adult"}}})
+            for task, label in (("gender", gender), ("age", "adult")):
+                results = {f"{task}-only": {"labels": {task: label}}}
+                said.append({"task": f"{task}-only", "key": row["key"], "results": results})
         if source == "fsdd":
             said.append({"task": "asr", "key": row["key"], "results": {"asr": {"text": row["txt"].title() + "."}}})
     predictions = tmp_path / "predictions.jsonl"

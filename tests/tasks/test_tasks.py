@@ -23,8 +23,14 @@ TABLE = {
     "age": ("SAP", "<TRANSCRIBE> <AGE>", "child, adult, old"),
     "chat": ("STTC", "<TRANSCRIBE> <S2TCHAT>", ""),
 }
-# OSUM's four combinations (ASLP-lab/OSUM, its prompt configuration): tags, labels in the order of the answer.
+# One label alone is OSUM-Pangu's, the four others are OSUM's (ASLP-lab, their prompt configurations): tags, labels in the
+# order of the answer.
 COMBINED = {
+    "event-only": ("<CAPTION>", "event"),
+    "emotion-only": ("<EMOTION>", "emotion"),
+    "style-only": ("<STYLE>", "style"),
+    "gender-only": ("<GENDER>", "gender"),
+    "age-only": ("<AGE>", "age"),
     "age+gender": ("<TRANSCRIBE> <AGE> <GENDER>", "age, gender"),
     "age+gender-only": ("<AGE> <GENDER>", "age, gender"),
     "style+age+gender": ("<TRANSCRIBE> <STYLE> <AGE> <GENDER>", "style, age, gender"),
@@ -57,7 +63,7 @@ def test_a_task_by_name_code_and_tag(task):
 @pytest.mark.parametrize("name", ["", "ASR ASR", "<ALIGN>", "sing", "<TRANSCRIBE> <GENDER> <AGE>", "age+gender-"])
 def test_an_unknown_task_lists_the_known_ones(name):
     with pytest.raises(
-        ValueError, match=f"no task {re.escape(repr(name))}; the tasks are asr, timestamps, .*chat, age"
+        ValueError, match=f"no task {re.escape(repr(name))}; the tasks are asr, timestamps, .*chat, event-only"
     ):
         get_task(name)
 
