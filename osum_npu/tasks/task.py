@@ -7,6 +7,11 @@ Tags, label spelling and case are those that released OSUM checkpoints were trai
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["text", "chat", "chat_think", "text2text", "intent"]
+"""What a question gives and wants, in OSUM-Pangu's words (its ``output_type``): speech to text, speech to a reply, to a
+reply with the thought before it, text to text, and text to the tags of the task that it asks for."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Task:
     """The tasks whose labels a combination asks for at once, in the order of the answer."""
     transcript: bool = True
     """Whether the transcript is asked for too."""
+    kind: Kind = "text"
 
     @property
     def choices(self) -> tuple[Task, ...]:
@@ -54,7 +60,7 @@ STYLE = Task(
 )
 GENDER = Task("gender", "SGC", "<TRANSCRIBE> <GENDER>", ("female", "male"))
 AGE = Task("age", "SAP", "<TRANSCRIBE> <AGE>", ("child", "adult", "old"))
-CHAT = Task("chat", "STTC", "<TRANSCRIBE> <S2TCHAT>")
+CHAT = Task("chat", "STTC", "<TRANSCRIBE> <S2TCHAT>", kind="chat")
 
 TASKS: dict[str, Task] = {t.name: t for t in (ASR, TIMESTAMPS, EVENT, EMOTION, STYLE, GENDER, AGE, CHAT)}
 
