@@ -145,7 +145,7 @@ def to_batches(utterances: Sequence[Utterance]) -> int:
 
 def features(batch: Batch) -> int:
     """Do what the training loop does with a batch before the model."""
-    mel, _ = log_mel(batch.wave_BS, torch.tensor(batch.samples))
+    mel = log_mel(batch.wave_BS, batch.samples)
     assert batch.drawn is not None
     mel = apply(mel, batch.drawn)
     lengths = [frame_count(samples) // FRAMES_A_SPEECH_EMBEDDING for samples in batch.samples]

@@ -70,10 +70,10 @@ def read_batches(folder: Path, count: int, *, similar: bool) -> list[Batch]:
     chosen = [u for u in utterances if u.text and 2.0 <= (u.duration or 0.0) <= 8.0]
     tokenizer = train_tokenizer([u.text for u in chosen if u.text], [], SMALL_VOCABULARY)
     steps = plan_epoch([WeightedSource(chosen)], {"asr": 1.0}, batch_seconds=BATCH_SECONDS, seed=0, epoch=0)
-    if not similar:
-        examples = [example for step in steps for example in step]
-        random.Random(0).shuffle(examples)
+    if similar:
+        examples = sorted((e for step in steps for e in step), key=lambda e: -(e.utterance.duration or 0.0))
         steps = cut(examples, BATCH_SECONDS)
+        random.Random(0).shuffle(steps)
     collate = Collator(tokenizer=tokenizer, n_mels=80, seed=0, spec_augment=None, max_seconds=8.0)
     return [collate(step, 0) for step in random.Random(0).sample(steps, count)]
 
@@ -96,13 +96,13 @@ def make_model(vocabulary: int) -> SpeechLLM:
 
 
 def features(batch: Batch, seconds: float | None = None) -> tuple[Tensor, Tensor]:
-    """Compute the log-mel features of a batch, padded to ``seconds`` or to its longest."""
+    """Compute the log-mel features of a batch, padded to ``seconds`` or to its longest, and the frames of each."""
     wave_BS = (
         batch.wave_BS
         if seconds is None
         else nn.functional.pad(batch.wave_BS, (0, round(seconds * 16000) - batch.wave_BS.shape[1]))
     )
-    return log_mel(wave_BS, torch.tensor(batch.samples))
+    return log_mel(wave_BS, batch.samples), torch.tensor([frame_count(n) for n in batch.samples])
 
 
 Loss = Callable[[Batch], Tensor]

@@ -113,6 +113,24 @@ def spaced(lengths: Sequence[int], strides: Sequence[int], gap: int, device: tor
     ]
 
 
+def similar(lengths: Sequence[int], least: float) -> list[list[int]]:
+    """Group the numbers of sequences, in falling length; none is shorter than ``least`` of its group's longest."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if groups and lengths[i] >= least * lengths[groups[-1][0]]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def rows(lengths: Sequence[int], chosen: Sequence[int], device: torch.device) -> Places:
+    """Return where the rows of some of the packed sequences stand in the pack, one chosen sequence behind the other."""
+    each = np.asarray(lengths, np.int64)
+    starts = np.cumsum(each) - each
+    return _places(starts[list(chosen)], each[list(chosen)], int(each.sum()), device)
+
+
 def _places(starts: NDArray[np.int64], lengths: NDArray[np.int64], count: int, device: torch.device) -> Places:
     index = np.repeat(starts, lengths) + _within(lengths)
     return Places(torch.from_numpy(index).to(device, non_blocking=True), count)

@@ -14,8 +14,6 @@ from typing import NamedTuple
 
 from osum_npu.tasks import Task, Utterance, get_task, missing
 
-_WINDOW = 24
-"""Batches' worth of utterances that are sorted by length together: similar lengths, still a random order."""
 _BLOCK = 8192
 """Rows of tars that are shuffled together, those of eight tars of the usual size: large sets are read nearly as they
 lie on the disk."""
@@ -53,8 +51,9 @@ def plan_epoch(
 ) -> list[list[Example]]:
     """Plan the steps of one epoch.
 
-    Every utterance that can serve a task comes as often as its source's weight says; nothing is left over. Within a
-    step, utterances are of similar length and lie in falling length.
+    Every utterance that can serve a task comes as often as its source's weight says; nothing is left over. A step holds
+    utterances of all lengths, for nothing is padded, and of all sources: steps of one length would each teach another
+    kind of sound. Within a step they lie in falling length.
 
     Rows in tars are shuffled in blocks: the tars in random order, and the rows of some that follow each other among
     themselves. Rows with files of their own are spread over all blocks.
@@ -66,7 +65,7 @@ def plan_epoch(
         seed: of the run.
         epoch: counts from 0.
         questions: how many different tasks are drawn for an utterance that can serve as many.
-        shortest_first: put the steps of epoch 0 in rising length instead of at random
+        shortest_first: take the utterances of epoch 0 in rising length instead of at random
             (SortaGrad; Amodei et al., Deep Speech 2, 2016).
 
     Raises:
@@ -88,20 +87,12 @@ def plan_epoch(
         raise ValueError(
             f"no utterance of the training data carries the labels for any of these tasks: {', '.join(tasks)}"
         )
-    mean = sum(_seconds(example) for block in blocks for example in block) / sum(map(len, blocks))
-    window = max(1, round(_WINDOW * batch_seconds / mean))
-    steps: list[list[Example]] = []
     for block in blocks:
         rng.shuffle(block)
-        near_steps: list[list[Example]] = []
-        for start in range(0, len(block), window):
-            ordered = sorted(block[start : start + window], key=_seconds, reverse=True)
-            near_steps += cut(ordered, batch_seconds)
-        rng.shuffle(near_steps)
-        steps += near_steps
     if shortest_first and epoch == 0:
-        steps.sort(key=lambda step: _seconds(step[0]))
-    return steps
+        blocks = [sorted((example for block in blocks for example in block), key=_seconds)]
+    steps = [step for block in blocks for step in cut(block, batch_seconds)]
+    return [sorted(step, key=_seconds, reverse=True) for step in steps]
 
 
 def _draw(possible: list[Task], weights: Mapping[str, float], count: int, rng: random.Random) -> tuple[Task, ...]:

@@ -139,6 +139,6 @@ def _examples(task: Task, results: Sequence[Result]) -> list[Example]:
 
 def _mel(utterance: Utterance) -> NDArray[np.float32]:
     wave = torch.from_numpy(read_audio(utterance.wav, utterance.start, utterance.end))
-    features, _ = log_mel(wave[None], torch.tensor([len(wave)]))
+    features = log_mel(wave[None], [len(wave)])
     mel: NDArray[np.float32] = features[0].numpy()
     return mel

@@ -147,9 +147,9 @@ class Engine:
         """Fill in the results of one batch."""
         model = self.model
         padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(waves[i]) for i in group], batch_first=True)
-        samples = torch.tensor([len(waves[i]) for i in group], device=self.device)
-        features, _ = log_mel(padded.to(self.device), samples, model.encoder.config.n_mels)
-        speech, lengths = model.hear(features.to(model.dtype), [frame_count(len(waves[i])) for i in group])
+        samples = [len(waves[i]) for i in group]
+        features = log_mel(padded.to(self.device), samples, model.encoder.config.n_mels)
+        speech, lengths = model.hear(features.to(model.dtype), [frame_count(n) for n in samples])
         answers: list[dict[str, Answer]] = [{} for _ in group]
         raw: list[dict[str, str]] = [{} for _ in group]
         for task in tasks:

@@ -31,6 +31,8 @@ _MARK = re.compile(r"(<[^<>]+>)")
 
 CROSS_ENTROPY_CHUNK = 1024
 """Label positions whose logits exist at the same time."""
+CTC_FULL = 0.8
+"""Share of the longest utterance that others last at least which the CTC loss pads to it."""
 
 
 class SpeechLLMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is not typed
@@ -193,23 +195,28 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         if self.ctc_head is None:
             raise ValueError("this model has no CTC head: set model.ctc, or ctc_weight to 0")
         device, targets = encoded_FC.device, [self.ctc_targets(spelling) for spelling in spellings]
-        rows = [i for i, target in enumerate(targets) if target]
-        if not rows:  # ranks that share the head must each give it a gradient
+        spelled = [i for i, target in enumerate(targets) if target]
+        if not spelled:  # ranks that share the head must each give it a gradient
             return self.ctc_head(encoded_FC[:1]).float().sum() * 0, 0
-        log_probs_FU = self.ctc_head(encoded_FC).float().log_softmax(-1)
-        longest = max(lengths)
-        log_probs_BFU = packing.padded(lengths, longest, device).spread(log_probs_FU).view(len(lengths), longest, -1)
-        flat = [unit for target in targets for unit in target]
-        loss = F.ctc_loss(
-            log_probs_BFU[rows].transpose(0, 1),
-            torch.tensor(flat, device=device),
-            torch.tensor([lengths[i] for i in rows], device=device),
-            torch.tensor([len(targets[i]) for i in rows], device=device),
-            blank=self.ctc_head.out_features - 1,
-            reduction="sum",
-            zero_infinity=True,
-        )
-        return loss, len(flat)
+        groups = packing.similar([lengths[i] for i in spelled], CTC_FULL)
+        order = [spelled[i] for group in groups for i in group]
+        spelled_FC = packing.rows(lengths, order, device).take(encoded_FC)
+        log_probs_FU = self.ctc_head(spelled_FC).float().log_softmax(-1)
+        parts = log_probs_FU.split([sum(lengths[spelled[i]] for i in group) for group in groups])
+        loss = log_probs_FU.new_zeros(())
+        for group, part_FU in zip(groups, parts):
+            frames, units = [lengths[spelled[i]] for i in group], [targets[spelled[i]] for i in group]
+            padded_BFU = packing.padded(frames, frames[0], device).spread(part_FU).view(len(frames), frames[0], -1)
+            loss = loss + F.ctc_loss(
+                padded_BFU.transpose(0, 1),
+                torch.tensor([unit for target in units for unit in target], device=device),
+                torch.tensor(frames, device=device),
+                torch.tensor([len(target) for target in units], device=device),
+                blank=self.ctc_head.out_features - 1,
+                reduction="sum",
+                zero_infinity=True,
+            )
+        return loss, sum(map(len, targets))
 
     def hear(self, features: Tensor, frames: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
         """Turn sound into speech embeddings: (``[E, H]``, how many of each utterance).

@@ -193,7 +193,7 @@ def trace_step(
     if how.parts(device) > 1:
         hold(model, dtype)  # gathered weights come in the dtype of the computation
     # log-mel keeps its filters and its window: they have to be real when a fake step first asks for them
-    log_mel(torch.zeros(1, 400), torch.tensor([400]), model.encoder.config.n_mels)
+    log_mel(torch.zeros(1, 400), [400], model.encoder.config.n_mels)
     with FakeTensorMode(allow_non_fake_inputs=True), _ops(device):
         materialize(model)
         if how.activation_checkpointing:

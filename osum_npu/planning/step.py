@@ -21,7 +21,8 @@ from osum_npu.planning.tracer import Phase
 from osum_npu.training.optimizer import Optimizers
 
 SHORTEST = 0.9
-"""Share of the longest utterance in a batch that the shortest lasts; sorted batches hold similar lengths."""
+"""Share of the longest utterance in a batch that the shortest lasts; what a step costs hardly depends on it, for
+nothing that costs much is padded."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Batch:
     """What is computed at once. Shapes: B utterances, S samples."""
 
     wave_BS: Tensor
-    samples_B: Tensor
+    samples: Sequence[int]
     layout: Layout | None
     spellings: list[str] | None
     labels: int
@@ -89,7 +90,7 @@ def make_batch(model: SpeechLLM, stage: Stage, speech: Speech, count: int) -> Ba
         spellings = [unit * speech.answer_tokens(length) for length in lengths]
     return Batch(
         wave_BS=torch.randn(count, samples[0]),
-        samples_B=torch.tensor(samples),
+        samples=samples,
         layout=layout,
         spellings=spellings,
         labels=labels,
@@ -118,7 +119,7 @@ def take_step(
     labels = max(1, sum(batch.labels for batch in batches))
     for batch in batches:
         enter("forward")
-        features, _ = log_mel(batch.wave_BS, batch.samples_B, model.encoder.config.n_mels)
+        features = log_mel(batch.wave_BS, batch.samples, model.encoder.config.n_mels)
         with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
             output = model(features, batch.frames, batch.layout, batch.spellings)
         loss = stage.llm_weight * output.loss_sum / labels

@@ -189,7 +189,7 @@ def _ctc(log_probs_TBV: Tensor, targets: Tensor, *_: Any) -> tuple[Tensor, Tenso
 
 
 def _ctc_backward(_gradient: Tensor, log_probs_TBV: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(log_probs_TBV)
+    return log_probs_TBV.new_empty(log_probs_TBV.shape)  # contiguous, whatever the order of what it is a gradient of
 
 
 _STAND_INS: dict[Any, Callable[..., Any]] = {

@@ -83,8 +83,8 @@ COMBINATIONS: dict[str, Task] = {
         ),
     )
 }
-"""One label alone, or several in one answer. The tags are those of OSUM and, for one label alone, of OSUM-Pangu; they have
-no abbreviations for them, these are made of the parts'."""
+"""One label alone, or several in one answer. The tags are those of OSUM and, for one label alone, of OSUM-Pangu; they
+have no abbreviations for them, these are made of the parts'."""
 
 CHAT_SEPARATOR = "<开始回答>"
 """Stands between transcript and answer in the chat task."""

@@ -50,9 +50,7 @@ class Computation:
     def forward(self, stage: Stage, batch: Batch) -> SpeechLLMOutput:
         """Compute the losses of a batch, from its samples on."""
         model = self.model
-        features, _ = log_mel(
-            batch.wave_BS.to(self.device), torch.tensor(batch.samples, device=self.device), model.encoder.config.n_mels
-        )
+        features = log_mel(batch.wave_BS.to(self.device), batch.samples, model.encoder.config.n_mels)
         frames = [frame_count(n) for n in batch.samples]
         if batch.drawn is not None:
             features = apply(features, batch.drawn)

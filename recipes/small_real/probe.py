@@ -142,7 +142,7 @@ def describe(utterances: Sequence[Utterance]) -> Tensor:
     rows = []
     for utterance in tqdm(utterances, "log-mel", unit="clip", leave=False):
         wave = torch.from_numpy(read_audio(utterance.wav, utterance.start, utterance.end))
-        features_1TM, _ = log_mel(wave[None], torch.tensor([len(wave)]))
+        features_1TM = log_mel(wave[None], [len(wave)])
         rows.append(torch.cat([features_1TM[0].mean(0), features_1TM[0].std(0, correction=0)]))
     return torch.stack(rows)
 

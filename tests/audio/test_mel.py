@@ -27,8 +27,8 @@ def original(wave, n_mels=80):
 
 
 def alone(wave, n_mels=80):
-    features, frames = log_mel(wave[None], torch.tensor([len(wave)]), n_mels)
-    assert frames.tolist() == [features.shape[1]] == [frame_count(len(wave))]
+    features = log_mel(wave[None], [len(wave)], n_mels)
+    assert features.shape == (1, frame_count(len(wave)), n_mels)
     return features[0]
 
 
@@ -66,8 +66,9 @@ def test_batch_equals_one_by_one_whatever_fills_it_up(lengths, filling, spare):
     padded = torch.full((len(waves), max(lengths) + spare), filling)
     for row, wave in zip(padded, waves):
         row[: len(wave)] = wave
-    features, frames = log_mel(padded, torch.tensor(lengths))
-    assert frames.tolist() == [n // 160 for n in lengths]
+    features = log_mel(padded, lengths)
+    assert features.shape == (len(lengths), padded.shape[1] // 160, 80)
+    frames = [frame_count(n) for n in lengths]
     for row, count, wave in zip(features, frames, waves):
         assert relative_error(row[:count], original(wave)) <= 1e-5
         assert torch.equal(row[count:], torch.zeros_like(row[count:]))
@@ -82,4 +83,4 @@ def test_autocast_does_not_lower_the_precision():
 
 def test_other_numbers_of_bins_are_refused():
     with pytest.raises(ValueError, match=r"80 and 128 bins, not 64"):
-        log_mel(torch.zeros(1, 1000), torch.tensor([1000]), 64)
+        log_mel(torch.zeros(1, 1000), [1000], 64)

@@ -70,7 +70,7 @@ def test_others_can_read_it(tmp_path):
     wave = np.random.default_rng(0).normal(size=16000).astype(np.float32) / 10
     extractor = WhisperFeatureExtractor.from_pretrained(folder)
     theirs = extractor(wave, sampling_rate=16000, padding=False, return_tensors="np").input_features[0].T
-    ours, _ = log_mel(torch.from_numpy(wave)[None], torch.tensor([16000]))
+    ours = log_mel(torch.from_numpy(wave)[None], [16000])
     assert relative_error(ours[0], theirs) <= 1e-4
 
 

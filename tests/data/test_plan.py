@@ -201,16 +201,19 @@ def test_a_task_is_drawn_only_where_its_labels_are():
     assert seen == {("a", "asr"), ("g", "gender")}
 
 
-def test_steps_hold_utterances_of_similar_length():
-    """Padding stays small, though the plan is random."""
-    sources = [WeightedSource([utterance(str(i), 0.5 + (i * 7919 % 1000) / 100) for i in range(3000)])]
-    steps = plan_epoch(sources, {"asr": 1}, batch_seconds=60, seed=0, epoch=0)
-    padded = sum(len(step) * seconds(step[0]) for step in steps)
-    sound = sum(map(seconds, (example for step in steps for example in step)))
-    assert sound / padded > 0.9
-    assert sound / (60 * len(steps)) > 0.8
-    firsts = [seconds(step[0]) for step in steps]
-    assert firsts not in (sorted(firsts), sorted(firsts, reverse=True))
+def test_steps_are_full_and_hold_all_lengths_and_sources():
+    """A step of one length would teach one source alone, where sources differ in length."""
+    lengths = {"words": 0.6, "sentences": 4.0, "paragraphs": 11.0}
+    sources = [
+        WeightedSource([utterance(f"{name}{i}", length * (1 + i / 3000)) for i in range(round(2000 / length))])
+        for name, length in lengths.items()
+    ]
+    steps = plan_epoch(sources, {"asr": 1}, batch_seconds=120, seed=0, epoch=0)
+    assert sum(seconds(example) for step in steps for example in step) / (120 * len(steps)) > 0.9
+    for step in steps[:-1]:
+        assert {example.utterance.key.rstrip("0123456789") for example in step} >= {"words", "sentences"}
+    mixed = [step for step in steps if any(example.utterance.key.startswith("paragraphs") for example in step)]
+    assert len(mixed) > 0.9 * len(steps)
 
 
 @given(st.lists(st.floats(0.1, 20), max_size=40), st.floats(0.5, 60))

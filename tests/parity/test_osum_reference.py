@@ -10,7 +10,7 @@ import recorded
 import torch
 from recorded import F
 
-from osum_npu.audio.mel import log_mel
+from osum_npu.audio.mel import frame_count, log_mel
 from osum_npu.checkpoints.osum import import_osum
 from osum_npu.checkpoints.osum_keys import llm_prefix, reference_key
 from osum_npu.models.layout import lay_out, lay_out_left
@@ -86,10 +86,8 @@ def wave(samples):
 def hear(waves):
     """Features and frames of a batch, as the product computes them."""
     padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
-    features, frames = log_mel(
-        padded, torch.tensor([len(one) for one in waves]), GOLDEN["config"]["features"]["n_mels"]
-    )
-    return features, frames.tolist()
+    samples = [len(one) for one in waves]
+    return log_mel(padded, samples, GOLDEN["config"]["features"]["n_mels"]), [frame_count(n) for n in samples]
 
 
 def ids(given):

@@ -23,8 +23,8 @@ TABLE = {
     "age": ("SAP", "<TRANSCRIBE> <AGE>", "child, adult, old"),
     "chat": ("STTC", "<TRANSCRIBE> <S2TCHAT>", ""),
 }
-# One label alone is OSUM-Pangu's, the four others are OSUM's (ASLP-lab, their prompt configurations): tags, labels in the
-# order of the answer.
+# One label alone is OSUM-Pangu's, the four others are OSUM's (ASLP-lab, their prompt configurations): tags, labels in
+# the order of the answer.
 COMBINED = {
     "event-only": ("<CAPTION>", "event"),
     "emotion-only": ("<EMOTION>", "emotion"),

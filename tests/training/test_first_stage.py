@@ -93,9 +93,9 @@ def test_transformers_generates_what_was_learned(corpus, whisper, tmp_path):
     model, tokenizer = WhisperForConditionalGeneration.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     for row, utterance in zip(rows, read_source(manifest, 30)[0]):
         wave = torch.from_numpy(read_audio(utterance.wav))[None]
-        features, frames = log_mel(wave, torch.tensor([wave.shape[1]]))
+        features = log_mel(wave, [wave.shape[1]])
         encoder = model.model.encoder  # cut to the utterance, as it was trained; transformers would pad it
-        even = int(frames) // 2 * 2
+        even = features.shape[1] // 2 * 2
         encoder.config.max_source_positions = even // 2
         table = WhisperForConditionalGeneration.from_pretrained(folder).model.encoder.embed_positions.weight
         encoder.embed_positions = torch.nn.Embedding.from_pretrained(table[: even // 2])
