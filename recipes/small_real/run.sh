@@ -5,9 +5,10 @@ set -euo pipefail
 packs=$(realpath "$1") out=runs/small_real
 cd "$(dirname "$0")/../.."
 python recipes/small_real/make_data.py "$packs" "$out/data"
-osum-npu train recipes/small_real/hear.yaml
-osum-npu train recipes/small_real/understand.yaml
+for stage in hear understand; do
+    OMP_NUM_THREADS=1 scripts/torchrun_train.sh "recipes/small_real/$stage.yaml" --devices 2
+done
 lists=()
 for manifest in "$out"/data/dev/*.jsonl; do lists+=(--data "$manifest"); done
-osum-npu eval --model "$out/understand/model" "${lists[@]}" --tasks asr,timestamps,event,gender,age --out "$out/report"
+osum-npu eval --model "$out/understand/model" "${lists[@]}" --tasks asr,timestamps,event-only,gender-only,age-only --out "$out/report"
 python recipes/small_real/probe.py "$out/data" --predictions "$out/report/predictions.jsonl" --out "$out/comparison.json"
