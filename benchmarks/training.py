@@ -39,6 +39,7 @@ from padded_reference import PaddedReference
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from osum_npu import backend
 from osum_npu.audio.mel import frame_count, log_mel
 from osum_npu.config import Stage
 from osum_npu.data.collate import Batch, Collator
@@ -269,6 +270,7 @@ def _status(name: str) -> int:
 
 def _peak(name: str, dtype: torch.dtype, batches: list[Batch], answer: Any) -> None:
     torch.set_num_threads(1)
+    backend.load("cpu").activate()
     side = Side(*SIDES[name](VOCABULARY), dtype)
     gc.collect()
     loaded = _status("VmRSS")
@@ -299,6 +301,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], action="append", help="one only (default: both)")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    backend.load("cpu").activate()
     batches, similar = (read_batches(args.folder, 10, similar=similar) for similar in (False, True))
     sound = statistics.mean(batch.seconds for batch in batches)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {sound:.0f} s of sound a step")

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from osum_npu import functional, packing
+from osum_npu.models.dropout import Dropout
 from osum_npu.models.whisper import Stride
 from osum_npu.strict import STRICT
 
@@ -82,7 +83,7 @@ class AdapterBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(nn.Linear(width, feed_forward), nn.ReLU(), nn.Linear(feed_forward, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_EC: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """Return ``[E, C]``."""

@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from osum_npu.models.dropout import Dropout
 from osum_npu.strict import STRICT
 
 
@@ -26,8 +27,12 @@ class LoraSettings:
 def add_lora(llm: nn.Module, settings: LoraSettings) -> None:
     """Put LoRA layers into ``llm``, in place, in float32, initialised to change nothing."""
     from peft import inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
 
     inject_adapter_in_model(peft_config(settings), llm)
+    for module in llm.modules():
+        if isinstance(module, LoraLayer) and settings.dropout:
+            module.lora_dropout.update({name: Dropout(settings.dropout) for name in module.lora_dropout})
     for name, parameter in llm.named_parameters():
         if is_lora(name):  # PEFT takes the LLM's dtype, in which small updates would be rounded away
             parameter.data = parameter.data.float()

@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from osum_npu import functional, packing
+from osum_npu.models.dropout import Dropout
 from osum_npu.strict import STRICT
 
 Stride = Annotated[int, Field(ge=1, le=4)]
@@ -85,7 +86,7 @@ class Block(nn.Module):
         self.attn_ln = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.mlp_ln = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_FC: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """Return ``[F, C]``."""
