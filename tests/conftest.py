@@ -1,6 +1,7 @@
 """What the tests of training, inference and the command line share: a tiny corpus and a model trained on it."""
 
 import pytest
+pytest.register_assert_rewrite("replay")
 import tiny
 from hypothesis import settings
 

@@ -33,6 +33,11 @@ class Task:
     kind: Kind = "text"
 
     @property
+    def hears(self) -> bool:
+        """Whether the question is about a sound, and not about a text alone."""
+        return self.kind not in ("text2text", "intent")
+
+    @property
     def choices(self) -> tuple[Task, ...]:
         """The tasks whose labels the answer holds, in its order: the parts, or the task itself; none without labels."""
         return self.parts or ((self,) if self.labels else ())
