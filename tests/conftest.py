@@ -1,12 +1,12 @@
 """What the tests of training, inference and the command line share: a tiny corpus and a model trained on it."""
 
 import pytest
-pytest.register_assert_rewrite("replay")
 import tiny
 from hypothesis import settings
 
 from osum_npu.training.loop import train
 
+pytest.register_assert_rewrite("replay")
 settings.register_profile("any machine", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("any machine")
 

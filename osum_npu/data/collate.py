@@ -103,8 +103,9 @@ class Collator:
                 skipped += [f"{row.key}: {fault}" for fault in faults]
                 if not short:
                     continue
-                hears = row.wav is not None and any(example.tasks[i].hears for i in short)
-                wave = read_audio(row.wav, row.start, row.end, max_seconds=self.max_seconds) if hears else None
+                wave = None
+                if row.wav is not None and any(example.tasks[i].hears for i in short):
+                    wave = read_audio(row.wav, row.start, row.end, max_seconds=self.max_seconds)
             except ValueError as error:
                 skipped.append(f"{row.key}: {error}")
                 continue
@@ -120,9 +121,7 @@ class Collator:
         drawn = None
         if self.spec_augment is not None:
             drawn = [draw(self.spec_augment, frame_count(n), self.n_mels, rng) for n, rng in zip(samples, rngs)]
-        framed = self.form.encode(
-            self.tokenizer, [q.task.kind for q in questions], [q.instruction for q in questions]
-        )
+        framed = self.form.encode(self.tokenizer, [q.task.kind for q in questions], [q.instruction for q in questions])
         return Batch(
             examples=kept,
             wave_BS=nn.utils.rnn.pad_sequence(waves, batch_first=True) if waves else torch.zeros(0, 0),

@@ -1,14 +1,14 @@
 """One row of a manifest, checked and turned into an utterance.
 
 A row is a JSON object with the fields of ``FIELDS``; ``key`` and ``wav`` are needed, a missing or null field means not
-labelled. A row about text alone has no ``wav``, but a ``prompt``. ``wav`` is relative to the manifest's folder or absolute. Times are in seconds: ``start`` and ``end`` choose a
-span of the file, ``duration`` is the length of that span, and ``words``, ``[[word, start, end], ...]``, count from its
-beginning.
+labelled. A row about text alone has no ``wav``, but a ``prompt``. ``wav`` is relative to the manifest's folder or
+absolute. Times are in seconds: ``start`` and ``end`` choose a span of the file, ``duration`` is the length of that
+span, and ``words``, ``[[word, start, end], ...]``, count from its beginning.
 
 A row with a ``task`` is of OSUM's own ``raw`` form (ASLP-lab/OSUM, its data lists): the labels stand inside ``txt`` as
 the task's answer writes them, for example ``{"task": "<TRANSCRIBE> <GENDER>", "txt": "hello<male>"}``; other
-fields may be in brackets (``"lang": "<CN>"``) and ``<NONE>`` means null. OSUM-Pangu's lists hold instruction and thought in
-``extra``, as ``question`` and ``think_str``.
+fields may be in brackets (``"lang": "<CN>"``) and ``<NONE>`` means null. In OSUM-Pangu's lists, ``extra`` holds the
+instruction and the thought, as ``question`` and ``think_str``.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ FIELDS: dict[str, type] = {
     **dict.fromkeys(("words", "speech_token"), list),
     "extra": dict,
 }
-"""All fields by type. ``translation``, ``age_years`` and ``speech_token`` are known and not used, nor is ``extra``, but in
-a row with a ``task``."""
+"""All fields by type. ``translation``, ``age_years`` and ``speech_token`` are known and not used, and ``extra`` in a row
+with a ``task`` alone."""
 OF_SOUND = ("words", "start", "end", "duration")
 """Fields that speak of a sound."""
 

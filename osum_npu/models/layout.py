@@ -1,9 +1,9 @@
 """Where prompt, speech and answer stand in the sequences that the LLM reads.
 
 ``[prompt][speech begin][speech][speech end][after][answer]``, for training and inference alike; a sequence about text
-alone has neither speech nor its marks. To learn, all sequences of a batch lie end to end in one row; to answer, they are
-a batch filled up on the left. All of it is integers of the host, made once a batch: the model then fills the sequences
-with one gather.
+alone has neither speech nor its marks. To learn, all sequences of a batch lie end to end in one row; to answer, they
+are a batch filled up on the left. All of it is integers of the host, made once a batch: the model then fills the
+sequences with one gather.
 
 Shapes: B rows, L positions, N labelled positions.
 """
@@ -79,7 +79,7 @@ def lay_out_left(
     about: Sequence[int | None] | None = None,
     after: Sequence[Sequence[int]] | None = None,
 ) -> Layout:
-    """Arrange a batch to answer: a row for each sequence, all ending at the same place; as :func:`lay_out` otherwise."""
+    """Arrange a batch to answer: a row for each sequence, all ending together; otherwise as :func:`lay_out`."""
     lengths, *_ = parts = _sequences(prompts, speech_lengths, [()] * len(prompts), about, after)
     longest = max(lengths)
     starts = np.arange(1, len(lengths) + 1) * longest - lengths

@@ -130,7 +130,7 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         about: Sequence[int | None],
         after: Sequence[Sequence[int]] | None = None,
     ) -> Layout:
-        """Arrange a batch to learn from: :func:`osum_npu.models.layout.lay_out`, by the mel frames of each utterance."""
+        """Arrange a batch to learn from: :func:`osum_npu.models.layout.lay_out`, by mel frames of each utterance."""
         lengths = [self.speech_length(n) for n in frames]
         return lay_out(prompts, lengths, answers, about, after)
 

@@ -20,8 +20,8 @@ FormName = Literal["osum", "osum_pangu", "osum_pangu_released"]
 """``osum_pangu`` are the texts of OSUM-Pangu's training, ``osum_pangu_released`` those of its inference functions."""
 
 BeginOfText = Literal["none", "fixed", "all"]
-"""What begins with ``<s>``: nothing; the form's own texts, as in OSUM-Pangu's training with a tokenizer that adds one; or
-the instruction, too, as in its inference functions."""
+"""What begins with ``<s>``: nothing; the form's own texts, as in OSUM-Pangu's training with a tokenizer that adds one;
+or the instruction, too, as in its inference functions."""
 
 
 class Question(NamedTuple):

@@ -49,12 +49,12 @@ class Utterance:
     """Label by task name: ``{"gender": "male", "emotion": "happy"}``."""
     reply: str | None = None
     """What a chat partner would answer."""
-    thought: str | None = None
-    """What a chat partner would think before the answer."""
-    intent: str | None = None
-    """Name of the task that the instruction asks for."""
     prompt: str | None = None
     """An instruction of the row's own, instead of one of the task's paraphrases."""
+    thought: str | None = None
+    """What a chat partner would think before the reply."""
+    intent: str | None = None
+    """Name of the task that ``prompt`` asks for: the row is an example of that task alone."""
 
     @property
     def seconds(self) -> float:
