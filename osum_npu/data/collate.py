@@ -140,7 +140,8 @@ class Collator:
 
     def _answers(self, examples: Sequence[Example]) -> list[list[list[int]]]:
         """Return the token ids of each example's answers, all made in one call of the tokenizer."""
-        written = [write(task, e.utterance, self.stamp_seconds) for e in examples for task in e.tasks]
+        prefix = self.form.prefix
+        written = [write(task, e.utterance, self.stamp_seconds, prefix=prefix) for e in examples for task in e.tasks]
         ids = iter(self._ids(written))
         return [[next(ids) for _ in e.tasks] for e in examples]
 
