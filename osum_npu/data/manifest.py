@@ -209,5 +209,6 @@ def _row(utterance: Utterance, folder: str) -> dict[str, Any]:
         "words": utterance.words,
         "reply": utterance.reply,
         "prompt": utterance.prompt,
+        "intent": utterance.intent,
     }
     return {name: value for name, value in row.items() if value is not None}

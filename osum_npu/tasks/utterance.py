@@ -45,8 +45,12 @@ class Utterance:
     """What a chat partner would answer."""
     prompt: str | None = None
     """An instruction of the row's own, instead of one of the task's paraphrases."""
+    thought: str | None = None
+    """What a chat partner would think before the reply."""
+    intent: str | None = None
+    """Name of the task that ``prompt`` asks for: the row is an example of that task alone."""
 
     @property
     def language(self) -> str:
-        """Language code; guessed by the script of the text where ``lang`` does not say."""
-        return self.lang or ("zh" if _HAN.search(self.text or "") else "en")
+        """Language code; guessed by the script of the text, or of the reply, where ``lang`` does not say."""
+        return self.lang or ("zh" if _HAN.search(self.text or self.reply or "") else "en")

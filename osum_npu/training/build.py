@@ -21,7 +21,16 @@ from osum_npu.models.speech_llm import SpeechLLM, lora_fields, make_config
 from osum_npu.models.tokenizer import load_tokenizer, train_tokenizer
 from osum_npu.models.whisper import Block
 from osum_npu.models.whisper_encoder_decoder import START_MARKS, WhisperEncoderDecoder
-from osum_npu.tasks import CHAT_SEPARATOR, TASKS, Utterance, normalize_text, read_prompts, split_words
+from osum_npu.tasks import (
+    CHAT_SEPARATOR,
+    TASKS,
+    Utterance,
+    get_task,
+    normalize_text,
+    read_prompts,
+    split_words,
+    wordings_of,
+)
 from osum_npu.tasks.answer import stamp
 from osum_npu.training.held import hold, llm_learns
 
@@ -147,7 +156,8 @@ def _wordings(recipe: Recipe) -> list[str]:
     """List the instructions of the eight tasks and of all others that the recipe trains."""
     wordings, _ = read_prompts(recipe.prompts)
     trained = [name for stage in recipe.stages for name in stage.tasks]
-    return [wording for name in dict.fromkeys([*TASKS, *trained]) for wording in wordings[name]]
+    asked = map(get_task, dict.fromkeys([*TASKS, *trained]))
+    return [wording for task in asked for wording in wordings_of(task, wordings)]
 
 
 def new_tokenizer(
