@@ -20,7 +20,18 @@ from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
 
-from osum_npu.tasks import TASKS, Task, Utterance, Word, get_task, normalize_text, read
+from osum_npu.tasks import (
+    LISTED,
+    OTHER_NAMES,
+    TASKS,
+    Task,
+    Utterance,
+    Word,
+    get_task,
+    normalize_text,
+    prompt_fault,
+    read,
+)
 
 DURATION_TOLERANCE = 0.1
 """Seconds by which two statements of one length may differ: manifests round, and codecs pad their last frame."""
@@ -33,8 +44,8 @@ FIELDS: dict[str, type] = {
     **dict.fromkeys(("words", "speech_token"), list),
     "extra": dict,
 }
-"""All fields by type. ``translation``, ``age_years`` and ``speech_token`` are known and not used, and ``extra`` in a row
-with a ``task`` alone."""
+"""All fields by type. ``translation``, ``age_years`` and ``speech_token`` are known and not used; so is
+``extra``, but in a row with a ``task``."""
 OF_SOUND = ("words", "start", "end", "duration")
 """Fields that speak of a sound."""
 
@@ -74,8 +85,7 @@ _JSON_NAMES = {
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 _COUNTRIES = {"cn": "zh"}  # OSUM's lists write <CN> for Mandarin
 _MARK = re.compile(r"<([^<>]*)>")
-_TAG = re.compile(r"<(\w+)>")
-_TASK_OF_TAG = {task.tag.split()[-1].strip("<>"): task for task in TASKS.values() if task.labels}
+_LABELLED = tuple(task for task in TASKS.values() if task.labels)
 _NOT_SAID = re.compile(r"[\W_]+")
 
 
@@ -104,14 +114,10 @@ def parse_row(row: object, folder: str) -> tuple[Utterance | None, list[str]]:
         faults.append(f"txt holds <{marks[0]}>, which reads as a label; remove it, or name the row's task")
     if row.get("wav") is None:
         _check_text_alone(given, faults)
-    if "intent" in given:
-        try:
-            given["intent"] = get_task(given["intent"]).name
-        except ValueError as error:
-            faults.append(f"intent: {error}{closest(given['intent'], list(TASKS))}")
     labels = _labels(given, faults)
     if "lang" in given and not _LANGUAGE.fullmatch(given["lang"]):
         faults.append(f"lang {given['lang']!r} is no language code; write two or three letters, such as en, zh or yue")
+    intent = _intent(given, faults)
     duration = _times(given, faults)
     words = _words(given, duration, faults)
     if faults:
@@ -130,7 +136,7 @@ def parse_row(row: object, folder: str) -> tuple[Utterance | None, list[str]]:
         reply=given.get("reply"),
         prompt=given.get("prompt"),
         thought=given.get("thought"),
-        intent=given.get("intent"),
+        intent=intent,
     ), []
 
 
@@ -177,7 +183,7 @@ def _unwritable(text: str) -> str:
 
 def _labels(given: dict[str, Any], faults: list[str]) -> dict[str, str]:
     labels = {}
-    for task in _TASK_OF_TAG.values():
+    for task in _LABELLED:
         if (label := given.get(task.name)) is None:
             continue
         if task.name == "style":
@@ -188,6 +194,21 @@ def _labels(given: dict[str, Any], faults: list[str]) -> dict[str, str]:
             names = [*task.labels, *(STYLE_NAMES if task.name == "style" else ())]
             faults.append(f"{task.name} {label!r} is none of {', '.join(task.labels)}{closest(label, names)}")
     return labels
+
+
+def _intent(given: dict[str, Any], faults: list[str]) -> str | None:
+    """Return the name of the task that the row's instruction asks for, and check the instruction."""
+    if fault := prompt_fault(given.get("prompt")):
+        faults.append(fault)
+    if "intent" not in given:
+        return None
+    if "prompt" not in given:
+        faults.append("an intent says what the prompt asks for, and there is no prompt")
+    try:
+        return get_task(given["intent"]).name
+    except ValueError as error:
+        faults.append(f"intent: {error}{closest(given['intent'], list(LISTED))}")
+        return None
 
 
 def _times(given: dict[str, Any], faults: list[str]) -> float | None:
@@ -241,7 +262,7 @@ def _words(given: dict[str, Any], duration: float | None, faults: list[str]) -> 
 def _check_text_alone(given: dict[str, Any], faults: list[str]) -> None:
     if "prompt" not in given:
         faults.append("no wav; a row about text alone has a prompt instead")
-    elif of_sound := [name for name in (*OF_SOUND, *(t.name for t in _TASK_OF_TAG.values())) if name in given]:
+    elif of_sound := [name for name in (*OF_SOUND, *(t.name for t in _LABELLED)) if name in given]:
         faults.append(f"{', '.join(of_sound)} speaks of a sound, and the row has no wav")
 
 
@@ -251,10 +272,11 @@ def _unwrap(given: dict[str, Any], faults: list[str]) -> None:
         value = given.get("extra", {}).get(theirs)
         if isinstance(value, str) and value.strip() and not _unwritable(value):
             given.setdefault(name, value)
-    for name in ("lang", "speaker", *(task.name for task in _TASK_OF_TAG.values())):
+    for name in ("lang", "speaker", *(task.name for task in _LABELLED)):
         if (value := given.get(name)) is not None:
             value = value.strip("<> ")
-            given[name] = value if name == "speaker" else _COUNTRIES.get(value.lower(), value.lower())
+            other_names = _COUNTRIES if name == "lang" else OTHER_NAMES.get(name, {})
+            given[name] = value if name == "speaker" else other_names.get(value.lower(), value.lower())
             if value.lower() in ("none", ""):
                 del given[name]
     try:
@@ -272,7 +294,8 @@ def _unwrap(given: dict[str, Any], faults: list[str]) -> None:
             faults.append(f"txt of task {given['task']} must hold {wanted} and no other mark: {given['txt']!r:.60}")
             return
         for task, mark in zip(tasks, marks, strict=True):
-            answer = read(task, f"<{STYLE_NAMES.get(mark, mark) if task.name == 'style' else mark}>")
+            name = STYLE_NAMES.get(mark, mark) if task.name == "style" else mark.lower()
+            answer = read(task, f"{task.prefix}<{name}>")  # the prefix lets other names of labels in
             if answer.label is None:
                 faults.append(f"txt: {answer.fault}{closest(mark, list(task.labels))}")
             else:
@@ -284,7 +307,7 @@ def _unwrap(given: dict[str, Any], faults: list[str]) -> None:
             faults.append(f"txt: {answer.fault}")
         if tasks[0].name == "asr" and _MARK.search(given["txt"]):
             faults.append(f"txt of a task without labels holds marks: {given['txt']!r:.60}")
-        given["txt"] = answer.text
+        given["txt"] = answer.text or ""
         if answer.words:
             given["words"] = [list(word) for word in answer.words]
         if answer.reply:
@@ -296,7 +319,5 @@ def _unwrap(given: dict[str, Any], faults: list[str]) -> None:
 
 def _tasks(name: str) -> list[Task]:
     """Return the task that a raw row names, or the tasks of a combination: ``<TRANSCRIBE> <AGE> <GENDER>``."""
-    tags = [tag for tag in _TAG.findall(name.upper()) if tag != "TRANSCRIBE"]
-    if tags and all(tag in _TASK_OF_TAG for tag in tags):
-        return [_TASK_OF_TAG[tag] for tag in tags]
-    return [get_task(name)]
+    task = get_task(name)
+    return [*task.choices] or [task]

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from osum_npu.evaluation.difference import differences
 from osum_npu.evaluation.figures import learning_curves, spectrogram, stage_names
-from osum_npu.evaluation.metrics import HEADLINE, NONE, Metric
-from osum_npu.tasks import COMBINATIONS, TASKS, Word
+from osum_npu.evaluation.metrics import NONE, Metric, headline
+from osum_npu.tasks import LISTED, Word, get_task
 
 FRAMES_PER_SECOND = 100
 SKIPPED_SHOWN = 200
@@ -133,7 +133,7 @@ def _write(path: Path, text: str) -> Path:
 
 
 def _in_order(scores: Mapping[str, Any]) -> list[str]:
-    return [task for task in (*TASKS, *COMBINATIONS) if task in scores]
+    return [task for task in dict.fromkeys((*LISTED, *scores)) if task in scores]
 
 
 def _number(value: float | None, unit: str) -> str:
@@ -144,7 +144,8 @@ def _number(value: float | None, unit: str) -> str:
 
 def _task_rows(task: str, scores: Mapping[str, Any]) -> Iterator[Row]:
     """Yield a row for each headline metric that is defined, or one of dashes; the task is named on its first."""
-    defined = [metric for metric in HEADLINE[task] if scores[metric.key] is not None] or HEADLINE[task][:1]
+    shown = headline(get_task(task))
+    defined = [metric for metric in shown if scores[metric.key] is not None] or shown[:1]
     for metric in defined:
         first = metric is defined[0]
         interval = scores[f"{metric.key}_interval"]

@@ -66,5 +66,5 @@ class Utterance:
 
     @property
     def language(self) -> str:
-        """Language code; guessed by the script of the text where ``lang`` does not say."""
-        return self.lang or ("zh" if _HAN.search(self.text or "") else "en")
+        """Language code; guessed by the script of the text, or of the reply, where ``lang`` does not say."""
+        return self.lang or ("zh" if _HAN.search(self.text or self.reply or "") else "en")

@@ -21,7 +21,16 @@ from osum_npu.models.speech_llm import SpeechLLM, lora_fields, make_config
 from osum_npu.models.tokenizer import load_tokenizer, train_tokenizer
 from osum_npu.models.whisper import Block
 from osum_npu.models.whisper_encoder_decoder import START_MARKS, WhisperEncoderDecoder
-from osum_npu.tasks import CHAT_SEPARATOR, TASKS, Utterance, normalize_text, read_prompts, split_words
+from osum_npu.tasks import (
+    CHAT_SEPARATOR,
+    TASKS,
+    Utterance,
+    get_task,
+    normalize_text,
+    read_prompts,
+    split_words,
+    wordings_of,
+)
 from osum_npu.tasks.answer import stamp
 from osum_npu.tasks.form import get_form
 from osum_npu.training.held import hold, llm_learns
@@ -150,8 +159,9 @@ def _wordings(recipe: Recipe) -> list[str]:
     """List the instructions of the eight tasks and of all others that the recipe trains, and the form's own texts."""
     wordings, _ = read_prompts(recipe.prompts)
     trained = [name for stage in recipe.stages for name in stage.tasks]
+    asked = map(get_task, dict.fromkeys([*TASKS, *trained]))
     fixed = get_form(recipe.model.form).texts if isinstance(recipe.model, NewModel) else []
-    return [*(wording for name in dict.fromkeys([*TASKS, *trained]) for wording in wordings[name]), *fixed]
+    return [*(wording for task in asked for wording in wordings_of(task, wordings)), *fixed]
 
 
 def new_tokenizer(
