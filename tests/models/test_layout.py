@@ -109,7 +109,8 @@ def test_every_label_is_predicted_from_the_place_in_front_of_it(batch):
 def test_by_default_each_prompt_is_about_an_utterance_of_its_own_and_nothing_stands_after_it():
     batch = [([1, 2], 3, [], [4]), ([], 1, [], [5, 6])]
     prompts, sounds, answers, _, _ = columns(batch)
-    for one, other in ((lay_out(prompts, sounds, answers), lay(batch)), (lay_out_left(prompts, sounds), lay_left(batch))):
+    pairs = (lay_out(prompts, sounds, answers), lay(batch)), (lay_out_left(prompts, sounds), lay_left(batch))
+    for one, other in pairs:
         assert torch.equal(one.source_BL, other.source_BL)
         assert torch.equal(one.predictor_N, other.predictor_N)
 
