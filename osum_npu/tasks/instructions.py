@@ -34,12 +34,14 @@ _STOP = {"zh": ("。", "？", ""), "en": (".", "?", " ")}
 @cache
 def parts(lang: str, split: Split) -> Mapping[str, Any]:
     """Return the parts of one language and split, as ``instructions.yaml`` explains them."""
-    return _table()[lang][split]
+    told: Mapping[str, Any] = _table()[lang][split]
+    return told
 
 
 @cache
-def _table() -> Any:
-    return yaml.safe_load(files("osum_npu.tasks").joinpath("instructions.yaml").read_text("utf-8"))
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = yaml.safe_load(files("osum_npu.tasks").joinpath("instructions.yaml").read_text("utf-8"))
+    return table
 
 
 def wishes(task: Task) -> tuple[str, ...]:
@@ -109,7 +111,7 @@ def _sentences(told: Mapping[str, Any], wanted: Iterable[str], rng: random.Rando
 def _unwanted(task: Task, told: Mapping[str, Any], rng: random.Random) -> str:
     """Draw something that ``task`` does not ask for."""
     asked = {*wishes(task), "asr"} if task.transcript else {*wishes(task)}
-    return rng.choice([wish for wish in told["names"] if wish not in asked])
+    return rng.choice([str(wish) for wish in told["names"] if wish not in asked])
 
 
 def shared_ngrams(train: Iterable[str], test: Iterable[str], length: int = 4) -> float:
