@@ -55,13 +55,15 @@ def log_mel(wave_BS: Tensor, samples_B: Tensor, n_mels: int = 80) -> tuple[Tenso
     Source: openai/whisper, whisper/audio.py.
 
     Args:
-        wave_BS: float32 waveforms of 16 kHz, padded on the right with anything.
+        wave_BS: float32 waveforms of 16 kHz, padded on the right with anything; there may be none.
         samples_B: int64, true length of each, at least 160.
         n_mels: 80 or 128.
 
     Returns:
         (float32 ``[B, T, M]`` with zeros behind the end, int64 ``[B]`` frames).
     """
+    if not len(samples_B):
+        return wave_BS.new_zeros(0, 0, n_mels), samples_B
     device = wave_BS.device
     frames_B = samples_B // HOP
     half = N_FFT // 2

@@ -23,22 +23,30 @@ SOUND = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register the verb."""
-    parser = subparsers.add_parser("infer", help="answer about files, folders or manifests")
+    parser = subparsers.add_parser("infer", help="answer about files, folders or manifests, or a written question")
     parser.add_argument("--model", required=True, help="model directory")
     add_tasks_argument(parser, "asr")
     parser.add_argument(
-        "--prompt", metavar="TEXT", help="an instruction of your own; its answer is read as that of the one task named"
+        "--prompt",
+        metavar="TEXT",
+        help="an instruction of your own, or without input a question by itself; its answer is read as that of the one "
+        "task named",
     )
     add_answering_arguments(parser)
     parser.add_argument("--out", help="JSONL file to write (default: the terminal)")
-    parser.add_argument("input", nargs="+", help="sound files, folders of them, or manifests")
+    parser.add_argument("input", nargs="*", help="sound files, folders of them, or manifests")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Answer; return 1 if some input could not be used, which is named."""
     tasks = read_tasks(args)
-    utterances, faults = gather(args.input)
+    if args.prompt is not None and not args.input:
+        from osum_npu.tasks import Utterance
+
+        utterances, faults = [Utterance(key="prompt", wav=None)], list[str]()
+    else:
+        utterances, faults = gather(args.input)
     if args.prompt is not None:
         utterances = ask(utterances, args.prompt, tasks)
     total = len(utterances) + len(faults)

@@ -1,13 +1,14 @@
 """One row of a manifest, checked and turned into an utterance.
 
 A row is a JSON object with the fields of ``FIELDS``; ``key`` and ``wav`` are needed, a missing or null field means not
-labelled. ``wav`` is relative to the manifest's folder or absolute. Times are in seconds: ``start`` and ``end`` choose a
-span of the file, ``duration`` is the length of that span, and ``words``, ``[[word, start, end], ...]``, count from its
-beginning.
+labelled. A row about text alone has no ``wav``, but a ``prompt``. ``wav`` is relative to the manifest's folder or
+absolute. Times are in seconds: ``start`` and ``end`` choose a span of the file, ``duration`` is the length of that
+span, and ``words``, ``[[word, start, end], ...]``, count from its beginning.
 
 A row with a ``task`` is of OSUM's own ``raw`` form (ASLP-lab/OSUM, its data lists): the labels stand inside ``txt`` as
 the task's answer writes them, for example ``{"task": "<TRANSCRIBE> <GENDER>", "txt": "hello<male>"}``; other
-fields may be in brackets (``"lang": "<CN>"``) and ``<NONE>`` means null.
+fields may be in brackets (``"lang": "<CN>"``) and ``<NONE>`` means null. In OSUM-Pangu's lists, ``extra`` holds the
+instruction and the thought, as ``question`` and ``think_str``.
 """
 
 from __future__ import annotations
@@ -36,13 +37,17 @@ DURATION_TOLERANCE = 0.1
 """Seconds by which two statements of one length may differ: manifests round, and codecs pad their last frame."""
 
 FIELDS: dict[str, type] = {
-    **dict.fromkeys(("key", "wav", "txt", "lang", "speaker", "reply", "prompt", "intent", "translation", "task"), str),
+    **dict.fromkeys(("key", "wav", "txt", "lang", "speaker", "reply", "prompt", "thought", "intent"), str),
+    **dict.fromkeys(("translation", "task"), str),
     **{task.name: str for task in TASKS.values() if task.labels},
     **dict.fromkeys(("duration", "start", "end", "age_years"), float),
     **dict.fromkeys(("words", "speech_token"), list),
     "extra": dict,
 }
-"""All fields by type. ``translation``, ``age_years``, ``speech_token`` and ``extra`` are known and not used."""
+"""All fields by type. ``translation``, ``age_years`` and ``speech_token`` are known and not used; so is
+``extra``, but in a row with a ``task``."""
+OF_SOUND = ("words", "start", "end", "duration")
+"""Fields that speak of a sound."""
 
 STYLE_NAMES = {
     "朗读": "新闻科普",
@@ -98,16 +103,17 @@ def parse_row(row: object, folder: str) -> tuple[Utterance | None, list[str]]:
         return None, [f"the line holds {_JSON_NAMES.get(type(row), 'null')}; a row is a JSON object"]
     faults: list[str] = []
     given = _typed(row, faults)
-    for name in ("key", "wav"):
-        if row.get(name) is None:
-            faults.append(f"no {name}")
-    for name in ("key", "wav", "txt", "reply", "prompt"):
+    if row.get("key") is None:
+        faults.append("no key")
+    for name in ("key", "wav", "txt", "reply", "prompt", "thought", "intent"):
         if name in given and not given[name].strip():
             faults.append(f"{name} is empty" + ("" if name in ("key", "wav") else "; write null where there is none"))
     if "task" in given:
         _unwrap(given, faults)
     elif marks := _MARK.findall(given.get("txt", "")):
         faults.append(f"txt holds <{marks[0]}>, which reads as a label; remove it, or name the row's task")
+    if row.get("wav") is None:
+        _check_text_alone(given, faults)
     labels = _labels(given, faults)
     if "lang" in given and not _LANGUAGE.fullmatch(given["lang"]):
         faults.append(f"lang {given['lang']!r} is no language code; write two or three letters, such as en, zh or yue")
@@ -118,7 +124,7 @@ def parse_row(row: object, folder: str) -> tuple[Utterance | None, list[str]]:
         return None, faults
     return Utterance(
         key=given["key"],
-        wav=os.path.join(folder, given["wav"]),
+        wav=os.path.join(folder, given["wav"]) if "wav" in given else None,
         duration=duration,
         start=given.get("start", 0.0),
         end=given.get("end"),
@@ -129,6 +135,7 @@ def parse_row(row: object, folder: str) -> tuple[Utterance | None, list[str]]:
         labels=labels,
         reply=given.get("reply"),
         prompt=given.get("prompt"),
+        thought=given.get("thought"),
         intent=intent,
     ), []
 
@@ -252,8 +259,19 @@ def _words(given: dict[str, Any], duration: float | None, faults: list[str]) -> 
     return tuple(words)
 
 
+def _check_text_alone(given: dict[str, Any], faults: list[str]) -> None:
+    if "prompt" not in given:
+        faults.append("no wav; a row about text alone has a prompt instead")
+    elif of_sound := [name for name in (*OF_SOUND, *(t.name for t in _LABELLED)) if name in given]:
+        faults.append(f"{', '.join(of_sound)} speaks of a sound, and the row has no wav")
+
+
 def _unwrap(given: dict[str, Any], faults: list[str]) -> None:
     """Bring a raw row to the plain form: labels, words and reply out of ``txt`` into fields of their own."""
+    for name, theirs in (("prompt", "question"), ("thought", "think_str")):
+        value = given.get("extra", {}).get(theirs)
+        if isinstance(value, str) and value.strip() and not _unwritable(value):
+            given.setdefault(name, value)
     for name in ("lang", "speaker", *(task.name for task in _LABELLED)):
         if (value := given.get(name)) is not None:
             value = value.strip("<> ")

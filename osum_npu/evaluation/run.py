@@ -127,7 +127,7 @@ def _examples(task: Task, results: Sequence[Result]) -> list[Example]:
         Example(
             key=result.utterance.key,
             task=task.name,
-            wav=str(result.utterance.wav),
+            wav="" if result.utterance.wav is None else str(result.utterance.wav),
             reference=write(task, result.utterance),
             hypothesis=result.raw[task.name],
             mel=_mel(result.utterance),
@@ -137,7 +137,9 @@ def _examples(task: Task, results: Sequence[Result]) -> list[Example]:
     ]
 
 
-def _mel(utterance: Utterance) -> NDArray[np.float32]:
+def _mel(utterance: Utterance) -> NDArray[np.float32] | None:
+    if utterance.wav is None:
+        return None
     wave = torch.from_numpy(read_audio(utterance.wav, utterance.start, utterance.end))
     features, _ = log_mel(wave[None], torch.tensor([len(wave)]))
     mel: NDArray[np.float32] = features[0].numpy()
