@@ -44,18 +44,20 @@ def _table() -> dict[str, Any]:
     return table
 
 
+def can_be_asked(task: Task) -> bool:
+    """Say whether an instruction can ask for ``task``: any task about a recording but those that think."""
+    return task.kind in ("text", "chat")
+
+
 def wishes(task: Task) -> tuple[str, ...]:
     """Return what an instruction has to wish for so that it asks for ``task``, in the order of the answer.
 
     Raises:
         ValueError: ``task`` is not asked for by an instruction about a recording.
     """
-    if task.kind == "chat":
-        asked: tuple[str, ...] = ("chat",)
-    elif task.kind == "text":
-        asked = tuple(choice.name for choice in task.choices)
-    else:
+    if not can_be_asked(task):
         raise ValueError(f"task {task.name!r} is not asked for by an instruction about a recording")
+    asked = ("chat",) if task.kind == "chat" else tuple(choice.name for choice in task.choices)
     if task.name == "timestamps":
         return ("timestamps",)
     return ("asr", *asked) if task.transcript else asked
@@ -65,7 +67,7 @@ def draw_instruction(task: Task, split: Split, rng: random.Random, lang: str | N
     """Make up an instruction that asks for ``task``.
 
     Args:
-        task: any task about a recording but thinking ones.
+        task: any that can be asked for.
         split: whose words to use.
         rng: decides everything.
         lang: ``zh`` or ``en``; drawn if not given.
