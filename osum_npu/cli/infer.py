@@ -79,10 +79,14 @@ def ask(utterances: list[Utterance], prompt: str, tasks: list[Task]) -> list[Utt
     """Give an instruction to all recordings that bring none of their own.
 
     Raises:
-        ValueError: the instruction is empty, or it would be asked for several tasks.
+        ValueError: the instruction is empty or too long, or it would be asked for several tasks.
     """
+    from osum_npu.tasks import prompt_fault
+
     if not prompt.strip():
         raise ValueError("--prompt is empty; <no_prompt> asks without any instruction")
+    if fault := prompt_fault(prompt):
+        raise ValueError(f"--prompt: {fault}")
     if len(tasks) != 1:
         names = ", ".join(task.name for task in tasks)
         raise ValueError(f"--prompt is one question, and --tasks wants answers to {len(tasks)}: {names}; name one")

@@ -121,7 +121,8 @@ class Collator:
         drawn = None
         if self.spec_augment is not None:
             drawn = [draw(self.spec_augment, frame_count(n), self.n_mels, rng) for n, rng in zip(samples, rngs)]
-        framed = self.form.encode(self.tokenizer, [q.task.kind for q in questions], [q.instruction for q in questions])
+        kinds, instructions = [q.task.kind for q in questions], [q.instruction for q in questions]
+        framed = self.form.encode(self.tokenizer, kinds, instructions, plain=self.start is None)
         return Batch(
             examples=kept,
             wave_BS=nn.utils.rnn.pad_sequence(waves, batch_first=True) if waves else torch.zeros(0, 0),
@@ -155,8 +156,9 @@ class Collator:
         ]
         return [i for i, answer in enumerate(answers) if len(answer) <= limit], faults
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
+    def _ids(self, answers: list[str]) -> list[list[int]]:
+        if not answers:
             return []
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False).input_ids
+        # A reply that spells the end mark does not end there; marks of labels and times stay what they are.
+        ids: list[list[int]] = self.tokenizer(answers, add_special_tokens=False, split_special_tokens=True).input_ids
         return ids

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from osum_npu.evaluation.confidence import bootstrap_difference, wilson_interval
@@ -12,6 +14,46 @@ from osum_npu.tasks import Task, get_task
 
 Wording = Literal["fixed", "natural"]
 """``fixed`` is the first wording of a task, ``natural`` is made up: :mod:`osum_npu.tasks.instructions`."""
+
+
+def measure(answers: Mapping[Wording, Mapping[str, Sequence[Pair]]], *, prefix: bool) -> dict[str, Any]:
+    """Measure how the model follows instructions, by wording, and what the wording changes.
+
+    Args:
+        answers: pairs by wording and name of the task. Natural ones are of the same utterances as the fixed ones.
+        prefix: whether the model's answers begin with the tags of the task.
+
+    Returns:
+        ``following`` by wording, if answers have tags, and ``differences`` by task, if there are natural ones; see
+        :func:`following` and :func:`compare`.
+    """
+    found: dict[str, Any] = {}
+    if prefix:
+        found["following"] = {wording: following(by_task) for wording, by_task in answers.items()}
+    if "natural" in answers:
+        compared = {
+            name: compare(get_task(name), answers["fixed"][name], pairs) for name, pairs in answers["natural"].items()
+        }
+        found["differences"] = {name: metrics for name, metrics in compared.items() if metrics}
+    return found
+
+
+def read_following(path: Path) -> dict[str, Any]:
+    """Return how instructions were followed in all, by wording, from the ``report.json`` of another evaluation.
+
+    Raises:
+        ValueError: it cannot be read, or tells nothing about instructions.
+    """
+    try:
+        by_wording = json.loads(path.read_text("utf-8"))["instructions"]["following"]
+        return {wording: found["all"] for wording, found in by_wording.items()}
+    except OSError as error:
+        raise ValueError(f"{path}: the report of a stage cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: this report tells nothing about instructions; `osum-npu eval` writes one that does for a model "
+            "whose answers begin with tags"
+        ) from error
 
 
 def following(answers: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:

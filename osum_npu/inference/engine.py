@@ -20,7 +20,17 @@ from osum_npu.inference.decoding import DECODINGS, Decoding, decode, longest_ans
 from osum_npu.models.llm import merge_projections
 from osum_npu.models.lora import fold_lora
 from osum_npu.models.speech_llm import SpeechLLM
-from osum_npu.tasks import Answer, Prompts, Task, Utterance, first_prompt, prompts, read
+from osum_npu.tasks import (
+    Answer,
+    Prompts,
+    Task,
+    Utterance,
+    first_prompt,
+    prompt_fault,
+    prompts,
+    read,
+    read_prefixed,
+)
 from osum_npu.tasks.form import get_form
 from osum_npu.tasks.prompts import NO_PROMPT
 
@@ -191,15 +201,22 @@ class Engine:
             )
             for row, text in enumerate(self.tokenizer.batch_decode(said, skip_special_tokens=True)):
                 raw[row][task.name] = text
-                answers[row][task.name] = read(task, text)
+                answers[row][task.name] = self._read(task, utterances[group[row]], text)
         for row, i in enumerate(group):
             length = seconds[row]
             results[i] = Result(utterances[i], answers[row], raw[row], None if length is None else round(length, 4))
+
+    def _read(self, task: Task, utterance: Utterance, text: str) -> Answer:
+        """Read an answer; what a user asked for in words of their own is told by the answer's prefix alone."""
+        own = utterance.intent is None and bool((utterance.prompt or "").strip())
+        return read_prefixed(text)[1] if self.form.prefix and own and task.hears else read(task, text)
 
 
 def _unfit(utterance: Utterance, tasks: Sequence[Task]) -> str:
     """Say why none of the tasks can be asked; empty where one can."""
     names = ", ".join(task.name for task in tasks)
+    if fault := prompt_fault(utterance.prompt):
+        return fault
     if utterance.wav is None and utterance.prompt in (None, NO_PROMPT):
         return "neither a sound nor a prompt"
     if not tasks or any(task.hears == (utterance.wav is not None) for task in tasks):

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
 
+from osum_npu.tasks.plain_text import encode_plain
 from osum_npu.tasks.task import Kind
 
 FormName = Literal["osum", "osum_pangu", "osum_pangu_released"]
@@ -48,13 +49,16 @@ class Form:
         """All fixed texts."""
         return list(dict.fromkeys(text for text in (*self.before.values(), self.after) if text))
 
-    def encode(self, tokenizer: Any, kinds: Sequence[Kind], instructions: Sequence[str]) -> list[Question]:
+    def encode(
+        self, tokenizer: Any, kinds: Sequence[Kind], instructions: Sequence[str], *, plain: bool = True
+    ) -> list[Question]:
         """Turn questions into token ids; each text is tokenized by itself, as the originals do.
 
         Args:
             tokenizer: of the LLM.
             kinds: of each question's task.
             instructions: empty for none.
+            plain: whether instructions are text of users, in which no special token or mark is made out.
 
         Raises:
             ValueError: texts are to begin with a mark that the tokenizer does not have.
@@ -62,15 +66,10 @@ class Form:
         fixed = [*dict.fromkeys(self.before[kind] for kind in kinds), self.after]
         shown = [text if kind in self.prompt else "" for kind, text in zip(kinds, instructions)]
         mark = self._mark(tokenizer)
-        marks = [mark] * len(fixed) + [mark if self.begin_of_text == "all" else []] * len(shown)
-        texts = [*fixed, *shown]
-        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False).input_ids
-        ids = [[*mark, *own] if text else [] for text, mark, own in zip(texts, marks, ids)]
-        ids_of = dict(zip(fixed, ids))
-        return [
-            Question([*ids_of[self.before[kind]], *own], ids_of[self.after])
-            for kind, own in zip(kinds, ids[len(fixed) :])
-        ]
+        ids_of = dict(zip(fixed, _behind(mark, _encode(tokenizer, fixed))))
+        encoded = encode_plain(tokenizer, shown) if plain else _encode(tokenizer, shown)
+        own = _behind(mark if self.begin_of_text == "all" else [], encoded)
+        return [Question([*ids_of[self.before[kind]], *ids], ids_of[self.after]) for kind, ids in zip(kinds, own)]
 
     def _mark(self, tokenizer: Any) -> list[int]:
         if self.begin_of_text == "none":
@@ -81,6 +80,16 @@ class Form:
                 "set begin_of_text to 'none', or take another tokenizer"
             )
         return [tokenizer.bos_token_id]
+
+
+def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
+    return ids
+
+
+def _behind(mark: list[int], encoded: Sequence[list[int]]) -> list[list[int]]:
+    """Put the mark before every text that is not empty."""
+    return [[*mark, *ids] if ids else [] for ids in encoded]
 
 
 def get_form(name: str, begin_of_text: str = "none") -> Form:

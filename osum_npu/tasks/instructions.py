@@ -34,12 +34,19 @@ _STOP = {"zh": ("。", "？", ""), "en": (".", "?", " ")}
 @cache
 def parts(lang: str, split: Split) -> Mapping[str, Any]:
     """Return the parts of one language and split, as ``instructions.yaml`` explains them."""
-    return _table()[lang][split]
+    told: Mapping[str, Any] = _table()[lang][split]
+    return told
 
 
 @cache
-def _table() -> Any:
-    return yaml.safe_load(files("osum_npu.tasks").joinpath("instructions.yaml").read_text("utf-8"))
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = yaml.safe_load(files("osum_npu.tasks").joinpath("instructions.yaml").read_text("utf-8"))
+    return table
+
+
+def can_be_asked(task: Task) -> bool:
+    """Say whether an instruction can ask for ``task``: any task about a recording but those that think."""
+    return task.kind in ("text", "chat")
 
 
 def wishes(task: Task) -> tuple[str, ...]:
@@ -48,12 +55,9 @@ def wishes(task: Task) -> tuple[str, ...]:
     Raises:
         ValueError: ``task`` is not asked for by an instruction about a recording.
     """
-    if task.kind == "chat":
-        asked: tuple[str, ...] = ("chat",)
-    elif task.kind == "text":
-        asked = tuple(choice.name for choice in task.choices)
-    else:
+    if not can_be_asked(task):
         raise ValueError(f"task {task.name!r} is not asked for by an instruction about a recording")
+    asked = ("chat",) if task.kind == "chat" else tuple(choice.name for choice in task.choices)
     if task.name == "timestamps":
         return ("timestamps",)
     return ("asr", *asked) if task.transcript else asked
@@ -63,7 +67,7 @@ def draw_instruction(task: Task, split: Split, rng: random.Random, lang: str | N
     """Make up an instruction that asks for ``task``.
 
     Args:
-        task: any task about a recording but thinking ones.
+        task: any that can be asked for.
         split: whose words to use.
         rng: decides everything.
         lang: ``zh`` or ``en``; drawn if not given.
@@ -109,7 +113,7 @@ def _sentences(told: Mapping[str, Any], wanted: Iterable[str], rng: random.Rando
 def _unwanted(task: Task, told: Mapping[str, Any], rng: random.Random) -> str:
     """Draw something that ``task`` does not ask for."""
     asked = {*wishes(task), "asr"} if task.transcript else {*wishes(task)}
-    return rng.choice([wish for wish in told["names"] if wish not in asked])
+    return rng.choice([str(wish) for wish in told["names"] if wish not in asked])
 
 
 def shared_ngrams(train: Iterable[str], test: Iterable[str], length: int = 4) -> float:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osum_npu.evaluation.metrics import NONE, headline, score
-from osum_npu.tasks import COMBINATIONS, TASKS, Answer, Utterance, Word, read, write
+from osum_npu.tasks import COMBINATIONS, LISTED, TASKS, Answer, Utterance, Word, read, write
 
 TIMES = (Word("hello", 0.1, 0.5), Word("world", 0.6, 1.0))
 
@@ -18,7 +18,7 @@ def utterance(key="u", **fields):
 
 def full(task, key="u"):
     labels = {choice.name: choice.labels[0] for choice in task.choices}
-    return utterance(key, words=TIMES, reply="a small model", labels=labels)
+    return utterance(key, words=TIMES, reply="a small model", thought="hm", labels=labels)
 
 
 def rounded(scores):
@@ -26,7 +26,7 @@ def rounded(scores):
     return json.loads(json.dumps(scores, allow_nan=False), parse_float=lambda digits: round(float(digits), 9))
 
 
-@pytest.mark.parametrize("task", [*TASKS.values(), *COMBINATIONS.values()], ids=lambda t: t.name)
+@pytest.mark.parametrize("task", [t for t in LISTED.values() if t.hears], ids=lambda t: t.name)
 class TestEveryTask:
     def test_true_answers_score_perfectly(self, task):
         scores = score(task, [(full(task), read(task, write(task, full(task))))] * 3)
