@@ -45,10 +45,11 @@ class Tokenizer:
     """The tokenizer of the recordings, as transformers' are called."""
 
     bos_token_id = F.ByteTokenizer.specials["<s>"]
+    added_tokens_decoder = {i: special for special, i in F.ByteTokenizer.specials.items()}  # noqa: RUF012
 
-    def __call__(self, texts, add_special_tokens):
+    def __call__(self, texts, add_special_tokens, split_special_tokens=False):
         assert not add_special_tokens
-        encode = F.ByteTokenizer().encode
+        encode = (lambda text: [*text.encode()]) if split_special_tokens else F.ByteTokenizer().encode
         single = [[ord(letter) - SINGLE for letter in text if letter >= chr(SINGLE)] for text in texts]
         return SimpleNamespace(input_ids=[ids or encode(text) for ids, text in zip(single, texts)])
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from osum_npu.tasks import (
     LISTED,
-    OTHER_NAMES,
+    SYNONYMS,
     TASKS,
     Task,
     Utterance,
@@ -275,7 +275,7 @@ def _unwrap(given: dict[str, Any], faults: list[str]) -> None:
     for name in ("lang", "speaker", *(task.name for task in _LABELLED)):
         if (value := given.get(name)) is not None:
             value = value.strip("<> ")
-            other_names = _COUNTRIES if name == "lang" else OTHER_NAMES.get(name, {})
+            other_names = _COUNTRIES if name == "lang" else SYNONYMS.get(name, {})
             given[name] = value if name == "speaker" else other_names.get(value.lower(), value.lower())
             if value.lower() in ("none", ""):
                 del given[name]

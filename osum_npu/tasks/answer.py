@@ -22,7 +22,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from osum_npu.tasks.task import CHAT_SEPARATOR, OTHER_NAMES, PREFIXES, TASKS, Task, get_task
+from osum_npu.tasks.task import CHAT_SEPARATOR, PREFIXES, SYNONYMS, TASKS, Task, get_task
 from osum_npu.tasks.text import join_words, normalize_text
 from osum_npu.tasks.utterance import Utterance, Word
 
@@ -204,7 +204,7 @@ def _read_fields(task: Task, text: str, *, lower: bool) -> Answer:
     transcript = _plain(text) if task.transcript else None
     if not task.choices:
         return Answer(text=transcript)
-    labels, faults = _read_labels(task, text, other_names={} if lower else OTHER_NAMES)
+    labels, faults = _read_labels(task, text, other_names={} if lower else SYNONYMS)
     fault = "; ".join(faults) or None
     if task.parts:
         return Answer(text=transcript, labels=labels, fault=fault)

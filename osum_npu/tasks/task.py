@@ -93,7 +93,7 @@ TASKS: dict[str, Task] = {t.name: t for t in (ASR, TIMESTAMPS, EVENT, EMOTION, S
 LABELLED = (EVENT, EMOTION, STYLE, GENDER, AGE)
 """The tasks whose labels combine."""
 
-OTHER_NAMES = {
+SYNONYMS = {
     "age": {"youth": "adult", "middle_age": "adult", "middle": "adult"},
     "emotion": {"angry": "anger"},
 }
