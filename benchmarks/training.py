@@ -117,7 +117,7 @@ def ours(vocabulary: int) -> tuple[nn.Module, Loss]:
     def loss(batch: Batch) -> Tensor:
         mel, _ = features(batch)
         frames = [frame_count(n) for n in batch.samples]
-        output = model(mel, frames, model.layout(frames, batch.prompts, batch.answers, batch.about))
+        output = model(mel, frames, model.layout(frames, batch.prompts, batch.answers, batch.about, batch.after))
         return output.loss_sum / output.label_count  # type: ignore[no-any-return]
 
     return model, loss

@@ -23,6 +23,7 @@ from osum_npu.models.whisper import WhisperEncoderConfig
 from osum_npu.strict import STRICT
 from osum_npu.tasks import get_task, read_prompts
 from osum_npu.tasks.answer import STAMP_SECONDS
+from osum_npu.tasks.form import BeginOfText, FormName
 
 Part = Literal["encoder", "adapter", "llm", "lora", "ctc", "decoder"]
 """What a stage can train. The speech marks belong to the adapter; the decoder is that of a whole Whisper."""
@@ -68,6 +69,11 @@ class NewModel:
     adapter: OsumAdapterConfig = Field(default=OsumAdapterConfig(), description="between encoder and LLM")
     lora: LoraSettings | None = Field(default=None, description="low-rank updates of the LLM")
     ctc: bool = Field(default=False, description="a CTC head on the encoder, for an auxiliary loss")
+    form: FormName = Field(default="osum", description="the fixed texts around instruction and speech")
+    begin_of_text: BeginOfText = Field(
+        default="none",
+        description="texts that begin with the tokenizer's <s>: none, the form's, or all",
+    )
 
     def __post_init__(self) -> None:
         if self.encoder.width % self.adapter.heads:

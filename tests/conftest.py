@@ -6,6 +6,7 @@ from hypothesis import settings
 
 from osum_npu.training.loop import train
 
+pytest.register_assert_rewrite("replay")
 settings.register_profile("any machine", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("any machine")
 

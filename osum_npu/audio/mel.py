@@ -60,13 +60,15 @@ def log_mel(wave_BS: Tensor, samples: Sequence[int], n_mels: int = 80) -> Tensor
     Source: openai/whisper, whisper/audio.py.
 
     Args:
-        wave_BS: float32 waveforms of 16 kHz, padded on the right with anything.
+        wave_BS: float32 waveforms of 16 kHz, padded on the right with anything; there may be none.
         samples: true length of each, at least 160.
         n_mels: 80 or 128.
 
     Returns:
         float32 ``[B, T, M]`` with :func:`frame_count` frames of each utterance, and zeros behind.
     """
+    if not samples:
+        return wave_BS.new_zeros(0, 0, n_mels)
     device, half, longest = wave_BS.device, N_FFT // 2, int(wave_BS.shape[1]) // HOP
     ends_B1 = torch.tensor(samples).to(device, non_blocking=True)[:, None]
     padded = F.pad(wave_BS.float(), (half, half))

@@ -11,7 +11,10 @@ def add_answering_arguments(parser: argparse.ArgumentParser) -> None:
     """Add them."""
     parser.add_argument("--prompts", metavar="FILE", help="YAML with the wording that a released checkpoint learned")
     parser.add_argument(
-        "--decoding", metavar="NAME", default="greedy", help="greedy, beam, osum or osum-echat (default: %(default)s)"
+        "--decoding",
+        metavar="NAME",
+        default="greedy",
+        help="greedy, beam, osum, osum-echat or osum-pangu (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of decodings that draw at random (default: %(default)s)")
 

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from osum_npu.cli.tasks import add_tasks_argument, read_tasks
+
+if TYPE_CHECKING:
+    from osum_npu.tasks import Task
 
 CORPORA = ("aishell1", "fsdd", "librispeech", "speechocean762")
 
@@ -27,6 +33,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     prepare.add_argument("out", type=Path, help="folder for the manifests")
     prepare.set_defaults(run=run_prepare)
 
+    intents = verbs.add_parser("intents", help="make up instructions, each with the name of the task it asks for")
+    intents.add_argument("out", type=Path, help="folder to write: train.jsonl, dev.jsonl, test.jsonl")
+    intents.add_argument("--train", type=_positive, default=20000, help="training rows (default: %(default)s)")
+    intents.add_argument("--dev", type=_positive, default=500, help="development rows (default: %(default)s)")
+    intents.add_argument("--test", type=_positive, default=2000, help="test rows (default: %(default)s)")
+    _add_instruction_arguments(intents)
+    intents.set_defaults(run=run_intents)
+
+    instruct = verbs.add_parser("instruct", help="give each recording an instruction in natural language")
+    instruct.add_argument("manifest", type=Path, help="a manifest of any form, with labels")
+    instruct.add_argument("out", type=Path, help="JSONL to write")
+    instruct.add_argument(
+        "--split", choices=("train", "test"), default="train", help="whose words to use (default: train)"
+    )
+    _add_instruction_arguments(instruct)
+    instruct.set_defaults(run=run_instruct)
+
     pack = verbs.add_parser("pack", help="write a manifest and its sounds as shards; goes on after an interruption")
     pack.add_argument("manifest", type=Path, help="a manifest of any form")
     pack.add_argument("out", type=Path, help="folder to write: shards_list.txt and the tars")
@@ -48,6 +71,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     check.add_argument("manifest", nargs="+", type=Path, help="manifests of any form")
     check.add_argument("--no-audio", action="store_true", help="look at the rows only")
     check.set_defaults(run=run_check)
+
+
+def _add_instruction_arguments(parser: argparse.ArgumentParser) -> None:
+    add_tasks_argument(parser, "all", everything="all that the documentation lists and an instruction can ask for")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same instructions")
 
 
 def _positive(text: str) -> int:
@@ -73,6 +101,38 @@ def run_prepare(args: argparse.Namespace) -> int:
 
     print(PREPARE[args.corpus](args.source, args.out))
     return 0
+
+
+def run_intents(args: argparse.Namespace) -> int:
+    """Write instructions; print how many, and how much of the test's words training knows."""
+    from osum_npu.data.instruct import NGRAM, Part, write_intents
+
+    counts: dict[Part, int] = {"train": args.train, "dev": args.dev, "test": args.test}
+    written = write_intents(args.out, counts, _askable(args), args.seed)
+    for part, rows in written.rows.items():
+        print(f"{args.out / part}.jsonl: {rows} instructions")
+    print(
+        f"of the different runs of {NGRAM} words or Han characters in test, {100 * written.shared:.1f} % occur in train"
+    )
+    return 0
+
+
+def run_instruct(args: argparse.Namespace) -> int:
+    """Write a manifest anew; return 1 if it has faults, which are named."""
+    from osum_npu.data.instruct import write_instructed
+
+    rows, faults = write_instructed(args.manifest, args.out, _askable(args), args.split, args.seed)
+    for fault in faults:
+        print(fault)
+    print(f"{args.out}: {rows} rows; {len(faults)} faults")
+    return 1 if faults else 0
+
+
+def _askable(args: argparse.Namespace) -> list[Task]:
+    from osum_npu.tasks import LISTED
+    from osum_npu.tasks.instructions import can_be_asked
+
+    return [task for task in LISTED.values() if can_be_asked(task)] if args.tasks == "all" else read_tasks(args)
 
 
 def run_pack(args: argparse.Namespace) -> int:

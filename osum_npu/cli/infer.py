@@ -23,22 +23,30 @@ SOUND = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register the verb."""
-    parser = subparsers.add_parser("infer", help="answer about files, folders or manifests")
+    parser = subparsers.add_parser("infer", help="answer about files, folders or manifests, or a written question")
     parser.add_argument("--model", required=True, help="model directory")
     add_tasks_argument(parser, "asr")
     parser.add_argument(
-        "--prompt", metavar="TEXT", help="an instruction of your own; its answer is read as that of the one task named"
+        "--prompt",
+        metavar="TEXT",
+        help="an instruction of your own, or without input a question by itself; its answer is read as that of the one "
+        "task named",
     )
     add_answering_arguments(parser)
     parser.add_argument("--out", help="JSONL file to write (default: the terminal)")
-    parser.add_argument("input", nargs="+", help="sound files, folders of them, or manifests")
+    parser.add_argument("input", nargs="*", help="sound files, folders of them, or manifests")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Answer; return 1 if some input could not be used, which is named."""
     tasks = read_tasks(args)
-    utterances, faults = gather(args.input)
+    if args.prompt is not None and not args.input:
+        from osum_npu.tasks import Utterance
+
+        utterances, faults = [Utterance(key="prompt", wav=None)], list[str]()
+    else:
+        utterances, faults = gather(args.input)
     if args.prompt is not None:
         utterances = ask(utterances, args.prompt, tasks)
     total = len(utterances) + len(faults)
@@ -71,10 +79,14 @@ def ask(utterances: list[Utterance], prompt: str, tasks: list[Task]) -> list[Utt
     """Give an instruction to all recordings that bring none of their own.
 
     Raises:
-        ValueError: the instruction is empty, or it would be asked for several tasks.
+        ValueError: the instruction is empty or too long, or it would be asked for several tasks.
     """
+    from osum_npu.tasks import prompt_fault
+
     if not prompt.strip():
         raise ValueError("--prompt is empty; <no_prompt> asks without any instruction")
+    if fault := prompt_fault(prompt):
+        raise ValueError(f"--prompt: {fault}")
     if len(tasks) != 1:
         names = ", ".join(task.name for task in tasks)
         raise ValueError(f"--prompt is one question, and --tasks wants answers to {len(tasks)}: {names}; name one")

@@ -9,12 +9,13 @@ if TYPE_CHECKING:
     from osum_npu.tasks import Task
 
 
-def add_tasks_argument(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add ``--tasks``."""
+def add_tasks_argument(parser: argparse.ArgumentParser, default: str, everything: str = "the eight") -> None:
+    """Add ``--tasks``; the verb's help tells what ``all`` means to it."""
     parser.add_argument(
         "--tasks",
         default=default,
-        help="names, OSUM's codes or tags, with commas: asr,age+gender or SER; all: the eight (default: %(default)s)",
+        help="names, OSUM's codes or tags, with commas: asr,age+gender or SER; "
+        f"all: {everything} (default: %(default)s)",
     )
 
 

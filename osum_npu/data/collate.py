@@ -17,25 +17,30 @@ from osum_npu.audio.read import SAMPLE_RATE, read_audio
 from osum_npu.data.plan import Example
 from osum_npu.tasks import Prompts, Task, Utterance, draw_prompt, prompts, spell, write
 from osum_npu.tasks.answer import STAMP_SECONDS
+from osum_npu.tasks.form import Form, get_form
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Utterances that are computed together, and the questions asked about them. Shapes: B utterances, S samples."""
+    """Examples that are computed together, and the questions asked about them. Shapes: B sounds, S samples."""
 
     examples: list[Example]
+    """Of those asked about text alone, no sound is among the sounds."""
     wave_BS: Tensor
     """float32, 16 kHz, zero behind each end."""
     samples: list[int]
-    about: list[int]
-    """Of each question, which utterance it is about."""
+    about: list[int | None]
+    """Of each question, which sound it is about; ``None`` for text alone."""
     prompts: list[list[int]]
+    """Token ids before the speech: the instruction, and what the form puts around it."""
+    after: list[list[int]]
+    """Token ids between the speech and the answer."""
     answers: list[list[int]]
     """Token ids with the end mark."""
     spellings: list[str]
-    """What the CTC head should spell: the transcript and all labels; empty where there is neither."""
+    """What the CTC head should spell of each sound: the transcript and all labels; empty where there is neither."""
     drawn: list[Drawn] | None
-    """What augmentation hides."""
+    """What augmentation hides of each sound."""
     skipped: list[str]
     """Utterances that could not be read: ``key: reason``."""
 
@@ -51,8 +56,9 @@ class Batch:
 
 
 class _Question(NamedTuple):
-    about: int
-    prompt: str
+    task: Task
+    about: int | None
+    instruction: str
     answer: list[int]
 
 
@@ -65,6 +71,8 @@ class Collator:
     seed: int
     spec_augment: SpecAugmentConfig | None
     max_seconds: float
+    form: Form = field(default_factory=lambda: get_form("osum"))
+    """The fixed texts that the model learns."""
     wordings: Prompts = field(default_factory=prompts)
     """Instructions by task."""
     stamp_seconds: float = STAMP_SECONDS
@@ -82,6 +90,7 @@ class Collator:
         ``skipped``.
         """
         kept: list[Example] = []
+        heard: list[Example] = []
         waves: list[Tensor] = []
         rngs: list[random.Random] = []
         questions: list[_Question] = []
@@ -94,26 +103,35 @@ class Collator:
                 skipped += [f"{row.key}: {fault}" for fault in faults]
                 if not short:
                     continue
-                wave = read_audio(row.wav, row.start, row.end, max_seconds=self.max_seconds)
+                wave = None
+                if row.wav is not None and any(example.tasks[i].hears for i in short):
+                    wave = read_audio(row.wav, row.start, row.end, max_seconds=self.max_seconds)
             except ValueError as error:
                 skipped.append(f"{row.key}: {error}")
                 continue
-            questions += [_Question(len(kept), asked[i], possible[i]) for i in short]
+            for i in short:
+                task = example.tasks[i]
+                questions.append(_Question(task, len(heard) if task.hears else None, asked[i], possible[i]))
             kept.append(example)
-            waves.append(torch.from_numpy(np.ascontiguousarray(wave)))
-            rngs.append(rng)
+            if wave is not None:
+                heard.append(example)
+                waves.append(torch.from_numpy(np.ascontiguousarray(wave)))
+                rngs.append(rng)
         samples = [len(wave) for wave in waves]
         drawn = None
         if self.spec_augment is not None:
             drawn = [draw(self.spec_augment, frame_count(n), self.n_mels, rng) for n, rng in zip(samples, rngs)]
+        kinds, instructions = [q.task.kind for q in questions], [q.instruction for q in questions]
+        framed = self.form.encode(self.tokenizer, kinds, instructions, plain=self.start is None)
         return Batch(
             examples=kept,
             wave_BS=nn.utils.rnn.pad_sequence(waves, batch_first=True) if waves else torch.zeros(0, 0),
             samples=samples,
             about=[question.about for question in questions],
-            prompts=self._ids([question.prompt for question in questions]),
+            prompts=[question.before for question in framed],
+            after=[question.after for question in framed],
             answers=[[*question.answer, self.tokenizer.eos_token_id] for question in questions],
-            spellings=[spell(e.utterance) for e in kept],
+            spellings=[spell(e.utterance) for e in heard],
             drawn=drawn,
             skipped=skipped,
         )
@@ -123,7 +141,8 @@ class Collator:
 
     def _answers(self, examples: Sequence[Example]) -> list[list[list[int]]]:
         """Return the token ids of each example's answers, all made in one call of the tokenizer."""
-        written = [write(task, e.utterance, self.stamp_seconds) for e in examples for task in e.tasks]
+        prefix = self.form.prefix
+        written = [write(task, e.utterance, self.stamp_seconds, prefix=prefix) for e in examples for task in e.tasks]
         ids = iter(self._ids(written))
         return [[next(ids) for _ in e.tasks] for e in examples]
 
@@ -137,8 +156,9 @@ class Collator:
         ]
         return [i for i, answer in enumerate(answers) if len(answer) <= limit], faults
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
+    def _ids(self, answers: list[str]) -> list[list[int]]:
+        if not answers:
             return []
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False).input_ids
+        # A reply that spells the end mark does not end there; marks of labels and times stay what they are.
+        ids: list[list[int]] = self.tokenizer(answers, add_special_tokens=False, split_special_tokens=True).input_ids
         return ids

@@ -178,6 +178,8 @@ def _check_audio(rows: list[_Row]) -> tuple[list[_Row], list[tuple[int, Fault]]]
 
 def _sound(utterance: Utterance) -> tuple[Utterance, str]:
     """Fill in the duration; the second value tells what the sound and the row disagree on."""
+    if utterance.wav is None:
+        return utterance, ""
     try:
         audio = read_audio(utterance.wav, utterance.start, utterance.end)
     except AudioError as error:
@@ -195,10 +197,10 @@ def _sound(utterance: Utterance) -> tuple[Utterance, str]:
 def _row(utterance: Utterance, folder: str) -> dict[str, Any]:
     if isinstance(utterance.wav, TarMember):
         raise ValueError(f"{utterance.key} lies in {utterance.wav.tar}; a JSONL names files: osum-npu data unpack")
-    wav = os.path.abspath(utterance.wav)
+    wav = None if utterance.wav is None else os.path.abspath(utterance.wav)
     row = {
         "key": utterance.key,
-        "wav": wav.removeprefix(folder),
+        "wav": wav and wav.removeprefix(folder),
         "txt": utterance.text,
         "lang": utterance.lang,
         "speaker": utterance.speaker,
@@ -209,5 +211,7 @@ def _row(utterance: Utterance, folder: str) -> dict[str, Any]:
         "words": utterance.words,
         "reply": utterance.reply,
         "prompt": utterance.prompt,
+        "thought": utterance.thought,
+        "intent": utterance.intent,
     }
     return {name: value for name, value in row.items() if value is not None}

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -137,12 +137,14 @@ def _members(utterance: Utterance) -> Iterator[tuple[str, bytes]]:
     Raises:
         AudioError: the sound cannot be read.
     """
-    field, sound, seconds = _sound(utterance)
+    sound = None if utterance.wav is None else _sound(utterance, utterance.wav)
     plain = {"lang": utterance.lang, "speaker": utterance.speaker, **utterance.labels}
     own: dict[str, Any] = {
         "words": utterance.words,
         "reply": utterance.reply,
         "prompt": utterance.prompt,
+        "thought": utterance.thought,
+        "intent": utterance.intent,
         "key": utterance.key if utterance.key != file_stem(utterance.key) else None,
     }
     members = {}
@@ -156,26 +158,33 @@ def _members(utterance: Utterance) -> Iterator[tuple[str, bytes]]:
     own = {name: value for name, value in own.items() if value is not None}
     if utterance.text is not None:
         yield "txt", utterance.text.encode()
-    yield field, sound
+    if sound is not None:
+        yield sound.field, sound.content
     for name, value in members.items():
         yield name, value.encode()
-    yield "duration", repr(utterance.duration if utterance.duration is not None else seconds).encode()
+    if sound is not None:
+        yield "duration", repr(utterance.duration if utterance.duration is not None else sound.seconds).encode()
     if own:
         yield "extra", json.dumps({OWN_FIELDS: own}, ensure_ascii=False).encode()
 
 
-def _sound(utterance: Utterance) -> tuple[str, bytes, float]:
-    """Return (field, content, seconds)."""
+class _Sound(NamedTuple):
+    field: str
+    content: bytes
+    seconds: float
+
+
+def _sound(utterance: Utterance, source: str | TarMember) -> _Sound:
     if not utterance.start and utterance.end is None:
-        content = _content(utterance.wav)
+        content = _content(source)
         try:
             info = probe(content)
         except AudioError as error:
-            raise AudioError(str(error).replace("the given bytes", str(utterance.wav), 1)) from error
+            raise AudioError(str(error).replace("the given bytes", str(source), 1)) from error
         if field := _FIELDS.get(info.format, _FIELDS.get(info.format.split()[0], "")):
-            return field, content, info.seconds
-    samples, rate = read_samples(utterance.wav, utterance.start, utterance.end)
-    return "wav", _wav(samples, rate), len(samples) / rate
+            return _Sound(field, content, info.seconds)
+    samples, rate = read_samples(source, utterance.start, utterance.end)
+    return _Sound("wav", _wav(samples, rate), len(samples) / rate)
 
 
 def _content(source: str | TarMember) -> bytes:

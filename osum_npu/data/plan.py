@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from osum_npu.audio.tar_member import TarMember
 from osum_npu.tasks import Task, Utterance, get_task, missing
 
 _BLOCK = 8192
@@ -61,7 +62,8 @@ def plan_epoch(
     Args:
         sources: the mixture.
         tasks: how often each task is drawn among those that an utterance can serve.
-        batch_seconds: sound of one step; a single longer utterance makes a step of its own.
+        batch_seconds: sound of one step, in the measure of :attr:`Utterance.seconds`; a single longer utterance makes a
+            step of its own.
         seed: of the run.
         epoch: counts from 0.
         questions: how many different tasks are drawn for an utterance that can serve as many.
@@ -72,7 +74,7 @@ def plan_epoch(
         ValueError: no utterance can serve any of the tasks.
     """
     rng = random.Random(f"plan/{seed}/{epoch}")
-    loose: list[Example] = []  # sounds in files of their own
+    loose: list[Example] = []  # sounds in files of their own, and texts
     tars: dict[tuple[int, int, str], list[Example]] = {}
     for number, source in enumerate(sources):
         for turn, utterances in enumerate(_take(source, rng)):
@@ -80,7 +82,9 @@ def plan_epoch(
                 if possible := servable(utterance, tasks):
                     asked = _draw(possible, tasks, questions, rng)
                     sound = utterance.wav
-                    near = loose if isinstance(sound, str) else tars.setdefault((number, turn, sound.tar), [])
+                    near = loose
+                    if isinstance(sound, TarMember):
+                        near = tars.setdefault((number, turn, sound.tar), [])
                     near.append(Example(utterance, asked))
     blocks = _blocks(loose, list(tars.values()), rng)
     if not any(blocks):
@@ -159,4 +163,4 @@ def _blocks(loose: list[Example], tars: list[list[Example]], rng: random.Random)
 
 
 def _seconds(example: Example) -> float:
-    return example.utterance.duration or 0.0
+    return example.utterance.seconds

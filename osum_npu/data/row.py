@@ -1,13 +1,14 @@
 """One row of a manifest, checked and turned into an utterance.
 
 A row is a JSON object with the fields of ``FIELDS``; ``key`` and ``wav`` are needed, a missing or null field means not
-labelled. ``wav`` is relative to the manifest's folder or absolute. Times are in seconds: ``start`` and ``end`` choose a
-span of the file, ``duration`` is the length of that span, and ``words``, ``[[word, start, end], ...]``, count from its
-beginning.
+labelled. A row about text alone has no ``wav``, but a ``prompt``. ``wav`` is relative to the manifest's folder or
+absolute. Times are in seconds: ``start`` and ``end`` choose a span of the file, ``duration`` is the length of that
+span, and ``words``, ``[[word, start, end], ...]``, count from its beginning.
 
 A row with a ``task`` is of OSUM's own ``raw`` form (ASLP-lab/OSUM, its data lists): the labels stand inside ``txt`` as
 the task's answer writes them, for example ``{"task": "<TRANSCRIBE> <GENDER>", "txt": "hello<male>"}``; other
-fields may be in brackets (``"lang": "<CN>"``) and ``<NONE>`` means null.
+fields may be in brackets (``"lang": "<CN>"``) and ``<NONE>`` means null. In OSUM-Pangu's lists, ``extra`` holds the
+instruction and the thought, as ``question`` and ``think_str``.
 """
 
 from __future__ import annotations
@@ -19,19 +20,34 @@ from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
 
-from osum_npu.tasks import TASKS, Task, Utterance, Word, get_task, normalize_text, read
+from osum_npu.tasks import (
+    LISTED,
+    SYNONYMS,
+    TASKS,
+    Task,
+    Utterance,
+    Word,
+    get_task,
+    normalize_text,
+    prompt_fault,
+    read,
+)
 
 DURATION_TOLERANCE = 0.1
 """Seconds by which two statements of one length may differ: manifests round, and codecs pad their last frame."""
 
 FIELDS: dict[str, type] = {
-    **dict.fromkeys(("key", "wav", "txt", "lang", "speaker", "reply", "prompt", "translation", "task"), str),
+    **dict.fromkeys(("key", "wav", "txt", "lang", "speaker", "reply", "prompt", "thought", "intent"), str),
+    **dict.fromkeys(("translation", "task"), str),
     **{task.name: str for task in TASKS.values() if task.labels},
     **dict.fromkeys(("duration", "start", "end", "age_years"), float),
     **dict.fromkeys(("words", "speech_token"), list),
     "extra": dict,
 }
-"""All fields by type. ``translation``, ``age_years``, ``speech_token`` and ``extra`` are known and not used."""
+"""All fields by type. ``translation``, ``age_years`` and ``speech_token`` are known and not used; so is
+``extra``, but in a row with a ``task``."""
+OF_SOUND = ("words", "start", "end", "duration")
+"""Fields that speak of a sound."""
 
 STYLE_NAMES = {
     "朗读": "新闻科普",
@@ -69,8 +85,7 @@ _JSON_NAMES = {
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 _COUNTRIES = {"cn": "zh"}  # OSUM's lists write <CN> for Mandarin
 _MARK = re.compile(r"<([^<>]*)>")
-_TAG = re.compile(r"<(\w+)>")
-_TASK_OF_TAG = {task.tag.split()[-1].strip("<>"): task for task in TASKS.values() if task.labels}
+_LABELLED = tuple(task for task in TASKS.values() if task.labels)
 _NOT_SAID = re.compile(r"[\W_]+")
 
 
@@ -88,26 +103,28 @@ def parse_row(row: object, folder: str) -> tuple[Utterance | None, list[str]]:
         return None, [f"the line holds {_JSON_NAMES.get(type(row), 'null')}; a row is a JSON object"]
     faults: list[str] = []
     given = _typed(row, faults)
-    for name in ("key", "wav"):
-        if row.get(name) is None:
-            faults.append(f"no {name}")
-    for name in ("key", "wav", "txt", "reply", "prompt"):
+    if row.get("key") is None:
+        faults.append("no key")
+    for name in ("key", "wav", "txt", "reply", "prompt", "thought", "intent"):
         if name in given and not given[name].strip():
             faults.append(f"{name} is empty" + ("" if name in ("key", "wav") else "; write null where there is none"))
     if "task" in given:
         _unwrap(given, faults)
     elif marks := _MARK.findall(given.get("txt", "")):
         faults.append(f"txt holds <{marks[0]}>, which reads as a label; remove it, or name the row's task")
+    if row.get("wav") is None:
+        _check_text_alone(given, faults)
     labels = _labels(given, faults)
     if "lang" in given and not _LANGUAGE.fullmatch(given["lang"]):
         faults.append(f"lang {given['lang']!r} is no language code; write two or three letters, such as en, zh or yue")
+    intent = _intent(given, faults)
     duration = _times(given, faults)
     words = _words(given, duration, faults)
     if faults:
         return None, faults
     return Utterance(
         key=given["key"],
-        wav=os.path.join(folder, given["wav"]),
+        wav=os.path.join(folder, given["wav"]) if "wav" in given else None,
         duration=duration,
         start=given.get("start", 0.0),
         end=given.get("end"),
@@ -118,6 +135,8 @@ def parse_row(row: object, folder: str) -> tuple[Utterance | None, list[str]]:
         labels=labels,
         reply=given.get("reply"),
         prompt=given.get("prompt"),
+        thought=given.get("thought"),
+        intent=intent,
     ), []
 
 
@@ -164,7 +183,7 @@ def _unwritable(text: str) -> str:
 
 def _labels(given: dict[str, Any], faults: list[str]) -> dict[str, str]:
     labels = {}
-    for task in _TASK_OF_TAG.values():
+    for task in _LABELLED:
         if (label := given.get(task.name)) is None:
             continue
         if task.name == "style":
@@ -175,6 +194,21 @@ def _labels(given: dict[str, Any], faults: list[str]) -> dict[str, str]:
             names = [*task.labels, *(STYLE_NAMES if task.name == "style" else ())]
             faults.append(f"{task.name} {label!r} is none of {', '.join(task.labels)}{closest(label, names)}")
     return labels
+
+
+def _intent(given: dict[str, Any], faults: list[str]) -> str | None:
+    """Return the name of the task that the row's instruction asks for, and check the instruction."""
+    if fault := prompt_fault(given.get("prompt")):
+        faults.append(fault)
+    if "intent" not in given:
+        return None
+    if "prompt" not in given:
+        faults.append("an intent says what the prompt asks for, and there is no prompt")
+    try:
+        return get_task(given["intent"]).name
+    except ValueError as error:
+        faults.append(f"intent: {error}{closest(given['intent'], list(LISTED))}")
+        return None
 
 
 def _times(given: dict[str, Any], faults: list[str]) -> float | None:
@@ -225,12 +259,24 @@ def _words(given: dict[str, Any], duration: float | None, faults: list[str]) -> 
     return tuple(words)
 
 
+def _check_text_alone(given: dict[str, Any], faults: list[str]) -> None:
+    if "prompt" not in given:
+        faults.append("no wav; a row about text alone has a prompt instead")
+    elif of_sound := [name for name in (*OF_SOUND, *(t.name for t in _LABELLED)) if name in given]:
+        faults.append(f"{', '.join(of_sound)} speaks of a sound, and the row has no wav")
+
+
 def _unwrap(given: dict[str, Any], faults: list[str]) -> None:
     """Bring a raw row to the plain form: labels, words and reply out of ``txt`` into fields of their own."""
-    for name in ("lang", "speaker", *(task.name for task in _TASK_OF_TAG.values())):
+    for name, theirs in (("prompt", "question"), ("thought", "think_str")):
+        value = given.get("extra", {}).get(theirs)
+        if isinstance(value, str) and value.strip() and not _unwritable(value):
+            given.setdefault(name, value)
+    for name in ("lang", "speaker", *(task.name for task in _LABELLED)):
         if (value := given.get(name)) is not None:
             value = value.strip("<> ")
-            given[name] = value if name == "speaker" else _COUNTRIES.get(value.lower(), value.lower())
+            other_names = _COUNTRIES if name == "lang" else SYNONYMS.get(name, {})
+            given[name] = value if name == "speaker" else other_names.get(value.lower(), value.lower())
             if value.lower() in ("none", ""):
                 del given[name]
     try:
@@ -248,7 +294,8 @@ def _unwrap(given: dict[str, Any], faults: list[str]) -> None:
             faults.append(f"txt of task {given['task']} must hold {wanted} and no other mark: {given['txt']!r:.60}")
             return
         for task, mark in zip(tasks, marks, strict=True):
-            answer = read(task, f"<{STYLE_NAMES.get(mark, mark) if task.name == 'style' else mark}>")
+            name = STYLE_NAMES.get(mark, mark) if task.name == "style" else mark.lower()
+            answer = read(task, f"{task.prefix}<{name}>")  # the prefix lets other names of labels in
             if answer.label is None:
                 faults.append(f"txt: {answer.fault}{closest(mark, list(task.labels))}")
             else:
@@ -260,7 +307,7 @@ def _unwrap(given: dict[str, Any], faults: list[str]) -> None:
             faults.append(f"txt: {answer.fault}")
         if tasks[0].name == "asr" and _MARK.search(given["txt"]):
             faults.append(f"txt of a task without labels holds marks: {given['txt']!r:.60}")
-        given["txt"] = answer.text
+        given["txt"] = answer.text or ""
         if answer.words:
             given["words"] = [list(word) for word in answer.words]
         if answer.reply:
@@ -272,7 +319,5 @@ def _unwrap(given: dict[str, Any], faults: list[str]) -> None:
 
 def _tasks(name: str) -> list[Task]:
     """Return the task that a raw row names, or the tasks of a combination: ``<TRANSCRIBE> <AGE> <GENDER>``."""
-    tags = [tag for tag in _TAG.findall(name.upper()) if tag != "TRANSCRIBE"]
-    if tags and all(tag in _TASK_OF_TAG for tag in tags):
-        return [_TASK_OF_TAG[tag] for tag in tags]
-    return [get_task(name)]
+    task = get_task(name)
+    return [*task.choices] or [task]

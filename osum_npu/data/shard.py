@@ -1,7 +1,8 @@
 """A shard: a tar of utterances, each a few members ``<key>.<field>``, as OSUM packs them.
 
-The sound is a member ``wav``, ``flac``, ``mp3``, ``m4a``, ``ogg``, ``opus`` or ``wma``; the other fields are small
-texts. The key is the name up to its last dot. Source: ASLP-lab/OSUM, OSUM-EChat/wenet/dataset/process/processor.py
+The sound is a member ``wav``, ``flac``, ``mp3``, ``m4a``, ``ogg``, ``opus`` or ``wma``, which a row about text alone
+does not have; the other fields are small texts. The key is the name up to its last dot.
+Source: ASLP-lab/OSUM, OSUM-EChat/wenet/dataset/process/processor.py
 (``tar_file_and_group_full_data``) and the writer beside its example data (``do_make_shard_from_raw.py``).
 
 What OSUM's writer leaves behind is taken for what it means: ``none`` in place of a missing field, a duration of 0 for
@@ -29,6 +30,9 @@ TEXT_FIELDS = ("txt", "task", "lang", "speaker", "emotion", "gender", "duration"
 OWN_FIELDS = "osum_npu"
 """Entry of ``extra`` under which :mod:`osum_npu.data.pack` keeps the fields that OSUM's shards have no member for."""
 
+PANGU_FIELDS = ("question", "think_str")
+"""Entries of ``extra`` in which OSUM-Pangu's lists hold instruction and thought."""
+
 _NEEDED = ("txt", "task")
 """Fields without which a row would mean something else."""
 _LONGEST_TEXT = 1 << 20
@@ -43,8 +47,8 @@ NONE = ("", "none", "<none>")
 class Shard:
     """What a tar holds."""
 
-    rows: list[tuple[dict[str, Any], TarMember]]
-    """Fields of a manifest row, ``wav`` being the member's name, and where the sound lies."""
+    rows: list[tuple[dict[str, Any], TarMember | None]]
+    """Fields of a manifest row, ``wav`` being the member's name, and where the sound lies, if there is one."""
     faults: list[Damage]
     """What is wrong, by name of the member."""
 
@@ -85,14 +89,15 @@ def file_stem(key: str) -> str:
     return f"{stem[:40]}%{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}"
 
 
-def _row(key: str, fields: dict[str, TarMember], faults: list[Damage]) -> tuple[dict[str, Any], TarMember] | None:
+def _row(
+    key: str, fields: dict[str, TarMember], faults: list[Damage]
+) -> tuple[dict[str, Any], TarMember | None] | None:
     """Read the fields of one utterance; ``None`` where it cannot be used."""
     sounds = [fields[field] for field in SOUND_FIELDS if field in fields]
-    if len(sounds) != 1:
-        names = " and ".join(sound.name for sound in sounds)
-        faults.append(Damage(key, f"it has two sounds: {names}" if sounds else "it has no sound"))
+    if len(sounds) > 1:
+        faults.append(Damage(key, f"it has two sounds: {' and '.join(sound.name for sound in sounds)}"))
         return None
-    row: dict[str, Any] = {"key": key, "wav": sounds[0].name}
+    row: dict[str, Any] = {"key": key}
     own: dict[str, Any] = {}
     for field, member in fields.items():
         if field in SOUND_FIELDS or field == "speech_token":
@@ -100,7 +105,10 @@ def _row(key: str, fields: dict[str, TarMember], faults: list[Damage]) -> tuple[
         try:
             text = _text(member)
             if field == "extra":
-                own = _own_fields(text)
+                extra = _extra(text)
+                own = extra.get(OWN_FIELDS, {})
+                if known := {name: extra[name] for name in PANGU_FIELDS if name in extra}:
+                    row[field] = known
             elif field == "txt":
                 row[field] = text or None
             elif text.lower() not in NONE:
@@ -109,7 +117,12 @@ def _row(key: str, fields: dict[str, TarMember], faults: list[Damage]) -> tuple[
             faults.append(Damage(member.name, str(error)))
             if field in _NEEDED:
                 return None
-    row |= own | {"wav": sounds[0].name}
+    row |= own | {"wav": sounds[0].name if sounds else None}
+    if not sounds:
+        if not row.get("prompt") and not row.get("extra", {}).get("question"):
+            faults.append(Damage(key, "it has no sound"))
+            return None
+        return row, None
     if not row.get("duration"):
         try:
             row["duration"] = probe(sounds[0]).seconds
@@ -136,7 +149,7 @@ def _duration(text: str) -> float:
         raise ValueError(f"it is no number: {text!r:.60}") from None
 
 
-def _own_fields(text: str) -> dict[str, Any]:
+def _extra(text: str) -> dict[str, Any]:
     try:
         extra = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -144,4 +157,4 @@ def _own_fields(text: str) -> dict[str, Any]:
     own = extra.get(OWN_FIELDS, {}) if isinstance(extra, dict) else None
     if not isinstance(own, dict):
         raise ValueError(f"it must be a JSON object, and so must its {OWN_FIELDS}: {text!r:.60}")
-    return own
+    return extra  # type: ignore[no-any-return]

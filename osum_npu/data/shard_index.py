@@ -19,7 +19,7 @@ from osum_npu.data.shard import SOUND_FIELDS, Shard, read_shard
 from osum_npu.data.tar import Damage
 from osum_npu.files import write_text
 
-_VERSION = 1
+_VERSION = 2
 """To be raised with every change of what :func:`read_shard` finds in a tar."""
 
 
@@ -67,8 +67,12 @@ def _read(place: Path, tar: str, stamp: dict[str, int]) -> Shard | None:
     return shard if len(rows) == head["rows"] else None
 
 
-def _row(tar: str, row: object, name: object, offset: object, length: object) -> tuple[dict[str, Any], TarMember]:
+def _row(
+    tar: str, row: object, name: object, offset: object, length: object
+) -> tuple[dict[str, Any], TarMember | None]:
     match row, name, offset, length:
+        case dict(), None, 0, 0:
+            return row, None
         case dict(), str(), int(), int() if name.rpartition(".")[2].lower() in SOUND_FIELDS:
             return row, TarMember(tar, name, offset, length)
     raise ValueError("this was not written by _write")
@@ -76,5 +80,5 @@ def _row(tar: str, row: object, name: object, offset: object, length: object) ->
 
 def _write(shard: Shard, stamp: dict[str, int]) -> str:
     head: dict[str, Any] = {**stamp, "rows": len(shard.rows), "faults": shard.faults}
-    lines = [head, *([row, sound.name, sound.offset, sound.length] for row, sound in shard.rows)]
+    lines = [head, *([row, *(sound[1:] if sound else (None, 0, 0))] for row, sound in shard.rows)]
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

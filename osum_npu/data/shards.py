@@ -124,7 +124,7 @@ def _plain(tar: str, shard: Shard) -> Iterator[Entry | Fault]:
 def _combined(path: str, line: int, jsonl: str, tar: str, shard: Shard) -> Iterator[Entry | Fault]:
     """Give the rows of a JSONL with the sounds of a tar; what a row leaves open is taken from the tar."""
     yield from (Fault(tar, None, *fault) for fault in shard.faults)
-    sounds: dict[Any, tuple[dict[str, Any], TarMember]] = {row["key"]: (row, sound) for row, sound in shard.rows}
+    sounds: dict[Any, tuple[dict[str, Any], TarMember | None]] = {row["key"]: (row, sound) for row, sound in shard.rows}
     try:
         for found in read_jsonl(jsonl):
             if isinstance(found, Fault) or not isinstance(found.row, dict):
@@ -138,6 +138,6 @@ def _combined(path: str, line: int, jsonl: str, tar: str, shard: Shard) -> Itera
             row, sound = sounds[key]
             given = {name: value for name, value in found.row.items() if value is not None}
             kept = {name: value for name, value in row.items() if name != "duration" or not given.keys() & {*_SPAN}}
-            yield Entry(jsonl, found.line, kept | given | {"wav": sound.name}, "", sound)
+            yield Entry(jsonl, found.line, kept | given | {"wav": sound and sound.name}, "", sound)
     except OSError as error:
         yield Fault(path, line, "", f"cannot read {jsonl}: {error.strerror or error}")

@@ -17,10 +17,10 @@ def read_source(path: str | Path, max_seconds: float) -> tuple[list[Utterance], 
 
     Args:
         path: a manifest of any form.
-        max_seconds: longer utterances are left out.
+        max_seconds: longer utterances are left out, and texts that count for more (:attr:`Utterance.seconds`).
 
     Returns:
-        (utterances with a ``duration``, what was left out and why, a line each).
+        (utterances with a ``duration``, if they have a sound, what was left out and why, a line each).
 
     Raises:
         ValueError: the manifest cannot be opened, or nothing in it can be used.
@@ -31,8 +31,9 @@ def read_source(path: str | Path, max_seconds: float) -> tuple[list[Utterance], 
     for known in with_durations(manifest.utterances):
         if isinstance(known, str):
             skipped.append(f"{path}: {known}")
-        elif known.duration is not None and known.duration > max_seconds:
-            skipped.append(f"{path}: {known.key}: {known.duration:.2f} s is longer than max_seconds, {max_seconds:g} s")
+        elif known.seconds > max_seconds:
+            what = "is longer" if known.wav is not None else "that its text counts for is more"
+            skipped.append(f"{path}: {known.key}: {known.seconds:.2f} s {what} than max_seconds, {max_seconds:g} s")
         else:
             usable.append(known)
     if not usable:
@@ -43,14 +44,14 @@ def read_source(path: str | Path, max_seconds: float) -> tuple[list[Utterance], 
 
 def with_durations(utterances: Sequence[Utterance]) -> list[Utterance | str]:
     """Fill in missing durations from the files' headers; an unreadable file becomes a line that says why."""
-    if all(utterance.duration is not None for utterance in utterances):
+    if all(utterance.wav is None or utterance.duration is not None for utterance in utterances):
         return list(utterances)
     with ThreadPoolExecutor() as pool:  # headers wait for the disk
         return list(pool.map(_measured, utterances))
 
 
 def _measured(utterance: Utterance) -> Utterance | str:
-    if utterance.duration is not None:
+    if utterance.wav is None or utterance.duration is not None:
         return utterance
     try:
         seconds = probe(utterance.wav).seconds

@@ -35,7 +35,7 @@ class Amount:
     def add(self, utterance: Utterance) -> None:
         """Count one row."""
         self.rows += 1
-        self.seconds += utterance.duration or 0.0
+        self.seconds += utterance.duration or 0.0  # a text alone has none
 
     @property
     def hours(self) -> float:
@@ -100,7 +100,7 @@ def measure(sources: Sequence[str | os.PathLike[str]], *, compare_sounds: bool =
     if not rows:
         raise ValueError("\n".join(["there is no row to measure:", *found.faults]))
     _count([utterance for _, utterance in rows], found)
-    _lengths(np.array([utterance.duration for _, utterance in rows]), found)
+    _lengths(np.array([u.duration for _, u in rows if u.wav is not None] or [0.0]), found)
     keys: dict[str, list[str]] = defaultdict(list)
     for path, utterance in rows:
         keys[utterance.key].append(path)
@@ -151,6 +151,8 @@ def _same_sounds(rows: Sequence[tuple[str, Utterance]], faults: list[str]) -> li
     by_size: dict[tuple[int, float, float | None], list[tuple[str, Utterance]]] = defaultdict(list)
     for path, utterance in rows:
         sound = utterance.wav
+        if sound is None:
+            continue
         try:
             size = sound.length if isinstance(sound, TarMember) else os.path.getsize(sound)
         except OSError as error:
@@ -162,6 +164,7 @@ def _same_sounds(rows: Sequence[tuple[str, Utterance]], faults: list[str]) -> li
     def checksum(pair: tuple[str, Utterance]) -> bytes:
         path, utterance = pair
         sound = utterance.wav
+        assert sound is not None
         try:
             content = sound.read() if isinstance(sound, TarMember) else Path(sound).read_bytes()
         except OSError as error:

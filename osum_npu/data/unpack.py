@@ -36,7 +36,7 @@ def unpack(source: str | os.PathLike[str], out: Path) -> tuple[int, list[str]]:
     """
     read = read_manifest(source)
     faults = [str(fault) for fault in read.faults]
-    if not any(isinstance(utterance.wav, TarMember) for utterance in read.utterances):
+    if all(isinstance(utterance.wav, str) for utterance in read.utterances):
         raise ValueError("\n".join([f"{os.fspath(source)}: there is nothing to unpack", *faults]))
     tars = {u.wav.tar: "" for u in read.utterances if isinstance(u.wav, TarMember)}
     for number, tar in enumerate(tars):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -60,14 +61,9 @@ def _line(rows: Sequence[Mapping[str, Any]], column: str, points: int) -> npt.ND
 
 
 def _draw(lines: Sequence[npt.NDArray[np.float64]], starts: Sequence[int], end: int) -> str:
-    import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 
-    # Text stays text, so that the browser sets it in the page's own type; ids and metadata are the same every time.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "osum-npu", "font.size": 9}):
-        figure = Figure(figsize=(4.6, 2.7), layout="constrained")
-        axes = figure.add_subplot()
+    with _drawing(4.6) as (axes, finish):
         for line in lines:
             axes.plot(line[:, 0], line[:, 1], color=_CURVE, linewidth=1.3, solid_joinstyle="round")
         for number, start in enumerate(starts, 1):
@@ -81,19 +77,72 @@ def _draw(lines: Sequence[npt.NDArray[np.float64]], starts: Sequence[int], end: 
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.grid(axis="y", color=_RULE, linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.tick_params(colors=_TEXT, length=0)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side == "bottom")
-            spine.set_color(_RULE)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = stream.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for given, page in _PAGE_COLOURS.items():
-        svg = svg.replace(given, page)
-    return svg
+        return finish()
+
+
+def rate_bars(rates: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Draw shares as bars with their intervals, in groups.
+
+    Args:
+        rates: by name of the group and of the bar, ``rate`` (0 to 1, or ``None``) and ``interval``.
+
+    Returns:
+        An SVG in the colours of the page. The bars of a group are the page's grey and accent, in order.
+    """
+    from matplotlib.ticker import PercentFormatter
+
+    bars = list(dict.fromkeys(name for group in rates.values() for name in group))
+    width = 0.8 / max(1, len(bars))
+    with _drawing(max(3.0, 0.9 * len(rates) + 1.2)) as (axes, finish):
+        for number, name in enumerate(bars):
+            found = [(i, group[name]) for i, group in enumerate(rates.values()) if group.get(name, {}).get("interval")]
+            heights = np.array([bar["rate"] for _, bar in found], dtype=float)
+            intervals = np.array([bar["interval"] for _, bar in found], dtype=float).reshape(-1, 2)
+            axes.bar(
+                [i + (number - (len(bars) - 1) / 2) * width for i, _ in found],
+                heights,
+                width * 0.9,
+                yerr=np.clip([heights - intervals[:, 0], intervals[:, 1] - heights], 0, None),
+                color=_CURVE if name == bars[-1] else _TEXT,
+                ecolor=_TEXT,
+                capsize=3,
+                label=name,
+            )
+        axes.set_ylim(0, 1)
+        axes.set_xticks(range(len(rates)), list(rates))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        if len(bars) > 1:
+            axes.legend(frameon=False, labelcolor=_TEXT, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(bars))
+        return finish()
+
+
+@contextmanager
+def _drawing(width: float) -> Iterator[tuple[Any, Callable[[], str]]]:
+    """Give axes to draw on and what then makes an SVG in the colours of the page of them."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    # Text stays text, so that the browser sets it in the page's own type; ids and metadata are the same every time.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "osum-npu", "font.size": 9}):
+        figure = Figure(figsize=(width, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+
+        def finish() -> str:
+            axes.grid(axis="y", color=_RULE, linewidth=0.7)
+            axes.set_axisbelow(True)
+            axes.tick_params(colors=_TEXT, length=0)
+            for side, spine in axes.spines.items():
+                spine.set_visible(side == "bottom")
+                spine.set_color(_RULE)
+            stream = io.StringIO()
+            figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+            svg = stream.getvalue()
+            svg = svg[svg.index("<svg") :]
+            for given, page in _PAGE_COLOURS.items():
+                svg = svg.replace(given, page)
+            return svg
+
+        yield axes, finish
 
 
 def spectrogram(mel: npt.NDArray[np.float32]) -> str:

@@ -12,7 +12,7 @@ from osum_npu.evaluation.confidence import bootstrap_interval, wilson_interval
 from osum_npu.evaluation.error_rate import EditCounts, edit_counts
 from osum_npu.evaluation.text import is_chinese, release_tokens, tokens
 from osum_npu.evaluation.timestamps import TimeShift, time_shift
-from osum_npu.tasks import COMBINATIONS, Answer, Task, Utterance, missing
+from osum_npu.tasks import Answer, Task, Utterance, missing
 
 Pair = tuple[Utterance, Answer | None]
 """A labelled recording and what the model said of it; ``None`` where the recording could not be processed."""
@@ -31,26 +31,19 @@ class Metric(NamedTuple):
     lower_is_better: bool
 
 
-_ACCURACY = (Metric("accuracy", "accuracy", "%", False),)
-
-
-def _combined_metrics(task: Task) -> tuple[Metric, ...]:
+def headline(task: Task) -> tuple[Metric, ...]:
+    """Return what the table shows of a task."""
+    if task.name == "asr":
+        return Metric("wer", "WER", "%", True), Metric("cer", "CER", "%", True)
+    if task.name == "timestamps":
+        return (Metric("aas_ms", "AAS", "ms", True),)
+    if task.kind == "intent":
+        return (Metric("intent_accuracy", "intent accuracy", "%", False),)
+    if task.kind != "text":
+        answers, contains = Metric("answer_accuracy", "answer accuracy", "%", False), "answer contained"
+        return answers, Metric("answer_contained", contains, "%", False)
     parts = (Metric(f"{part.name}_accuracy", f"{part.name} accuracy", "%", False) for part in task.parts)
-    return *_ACCURACY, *parts
-
-
-HEADLINE: dict[str, tuple[Metric, ...]] = {
-    "asr": (Metric("wer", "WER", "%", True), Metric("cer", "CER", "%", True)),
-    "timestamps": (Metric("aas_ms", "AAS", "ms", True),),
-    "event": _ACCURACY,
-    "emotion": _ACCURACY,
-    "style": _ACCURACY,
-    "gender": _ACCURACY,
-    "age": _ACCURACY,
-    "chat": (Metric("answer_accuracy", "answer accuracy", "%", False),),
-    **{name: _combined_metrics(task) for name, task in COMBINATIONS.items()},
-}
-"""What the table shows of each task, by task name."""
+    return Metric("accuracy", "accuracy", "%", False), *parts
 
 
 def score(task: Task, pairs: Sequence[Pair]) -> dict[str, Any]:
@@ -75,7 +68,9 @@ def score(task: Task, pairs: Sequence[Pair]) -> dict[str, Any]:
         * combinations: ``accuracy`` and ``accuracy_interval`` of all labels at once, and what a task with labels has
           for each part, under ``<part>_accuracy`` and so on.
         * timestamps: ``aas_ms``, ``aas_ms_interval``, ``matched`` (share of reference words that it speaks for).
-        * chat: ``answer_accuracy``, ``answer_accuracy_interval``: replies equal to the reference after normalisation.
+        * chat, thinking and text to text: ``answer_accuracy``, replies equal to the reference after normalisation, and
+          ``answer_contained``, replies that have all of it in a row, each with ``_interval``.
+        * intent: ``intent_accuracy`` and ``intent_accuracy_interval``: answers that are the prefix of the right task.
     """
     scored = [(utterance, answer) for utterance, answer in pairs if _has_label(task, utterance)]
     durations = [utterance.duration for utterance, _ in scored]
@@ -92,8 +87,11 @@ def score(task: Task, pairs: Sequence[Pair]) -> dict[str, Any]:
         scores |= _combined_scores(task, scored)
     elif task.name == "timestamps":
         scores |= _timestamp_scores(scored)
-    elif task.name == "chat":
-        scores |= _chat_scores(scored)
+    elif task.kind == "intent":
+        scores |= _share("intent_accuracy", [named_task(pair) for pair in scored])
+    elif task.kind != "text":
+        scores |= _share("answer_accuracy", [replied(pair)[0] for pair in scored])
+        scores |= _share("answer_contained", [replied(pair)[1] for pair in scored])
     scores |= _transcript_scores(scored if task.transcript else ())
     if task.name == "asr":
         scores |= _error_rate("release_wer", scored, lambda text, _: release_tokens(text))
@@ -102,6 +100,51 @@ def score(task: Task, pairs: Sequence[Pair]) -> dict[str, Any]:
 
 def _has_label(task: Task, utterance: Utterance) -> bool:
     return not missing(task, utterance) and all(utterance.labels[c.name] in c.labels for c in task.choices)
+
+
+def edits_of(pair: Pair, split: Callable[[str, str], list[str]] = tokens) -> EditCounts:
+    """Count what one transcript gets wrong, in the units that ``split`` makes; no answer is all deleted."""
+    utterance, answer = pair
+    lang = utterance.language
+    said = None if answer is None or answer.text is None else split(answer.text, lang)
+    return edit_counts(split(utterance.text or "", lang), said)
+
+
+def shift_of(pair: Pair) -> TimeShift:
+    """Measure how far one answer's word times are off."""
+    utterance, answer = pair
+    said = (answer.words if answer is not None else None) or ()
+    return time_shift(utterance.words or (), said, utterance.language)
+
+
+def all_right(task: Task, pair: Pair) -> bool:
+    """Say whether one answer has all the labels that a combination asks for right."""
+    utterance, answer = pair
+    labels = (answer.labels if answer is not None else None) or {}
+    return all(labels.get(part.name) == utterance.labels[part.name] for part in task.parts)
+
+
+def replied(pair: Pair) -> tuple[bool, bool]:
+    """Say whether one reply equals its reference, and whether it has all of it in a row, after normalisation."""
+    utterance, answer = pair
+    if answer is None or answer.reply is None:
+        return False, False
+    said, wanted = (tokens(reply, utterance.language) for reply in (answer.reply, utterance.reply or ""))
+    runs = (said[i : i + len(wanted)] for i in range(len(said) - len(wanted) + 1))
+    return said == wanted, said == wanted or (bool(wanted) and wanted in runs)
+
+
+def named_task(pair: Pair) -> bool:
+    """Say whether the answer to a written instruction is the prefix of the task that it asks for."""
+    utterance, answer = pair
+    return answer is not None and answer.fault is None and answer.intent == utterance.intent
+
+
+def _share(name: str, right: Sequence[bool]) -> dict[str, Any]:
+    return {
+        name: sum(right) / len(right) if right else None,
+        f"{name}_interval": wilson_interval(sum(right), len(right)),
+    }
 
 
 def _transcript_scores(pairs: Iterable[Pair]) -> dict[str, Any]:
@@ -114,11 +157,7 @@ def _transcript_scores(pairs: Iterable[Pair]) -> dict[str, Any]:
 
 
 def _error_rate(name: str, pairs: Sequence[Pair], split: Callable[[str, str], list[str]]) -> dict[str, Any]:
-    edits = []
-    for utterance, answer in pairs:
-        lang = utterance.language
-        said = None if answer is None or answer.text is None else split(answer.text, lang)
-        edits.append(edit_counts(split(utterance.text or "", lang), said))
+    edits = [edits_of(pair, split) for pair in pairs]
     total = sum(edits, EditCounts())
     return {
         name: total.rate,
@@ -147,42 +186,22 @@ def _label_scores(task: Task, pairs: Sequence[Pair]) -> dict[str, Any]:
 
 
 def _combined_scores(task: Task, pairs: Sequence[Pair]) -> dict[str, Any]:
-    names = [part.name for part in task.parts]
-    right = sum(
-        all((answer.labels or {}).get(name) == utterance.labels[name] for name in names)
-        for utterance, answer in pairs
-        if answer is not None
-    )
-    scores: dict[str, Any] = {
-        "accuracy": right / len(pairs) if pairs else None,
-        "accuracy_interval": wilson_interval(right, len(pairs)),
-    }
+    scores = _share("accuracy", [all_right(task, pair) for pair in pairs])
     for part in task.parts:
-        alone = [(u, answer and replace(answer, label=(answer.labels or {}).get(part.name))) for u, answer in pairs]
-        scores |= {f"{part.name}_{key}": value for key, value in _label_scores(part, alone).items()}
+        scores |= {f"{part.name}_{key}": value for key, value in _label_scores(part, of_part(part, pairs)).items()}
     return scores
 
 
+def of_part(part: Task, pairs: Iterable[Pair]) -> list[Pair]:
+    """Take the label of one part out of the answers to a combination."""
+    return [(u, answer and replace(answer, label=(answer.labels or {}).get(part.name))) for u, answer in pairs]
+
+
 def _timestamp_scores(pairs: Sequence[Pair]) -> dict[str, Any]:
-    shifts = [
-        time_shift(utterance.words or (), (answer.words if answer is not None else None) or (), utterance.language)
-        for utterance, answer in pairs
-    ]
+    shifts = [shift_of(pair) for pair in pairs]
     total = sum(shifts, TimeShift())
     return {
         "aas_ms": total.average_ms,
         "aas_ms_interval": bootstrap_interval([s.total_ms for s in shifts], [s.matched for s in shifts]),
         "matched": total.matched_share,
-    }
-
-
-def _chat_scores(pairs: Sequence[Pair]) -> dict[str, Any]:
-    right = 0
-    for utterance, answer in pairs:
-        if answer is not None and answer.reply is not None:
-            lang = utterance.language
-            right += tokens(answer.reply, lang) == tokens(utterance.reply or "", lang)
-    return {
-        "answer_accuracy": right / len(pairs) if pairs else None,
-        "answer_accuracy_interval": wilson_interval(right, len(pairs)),
     }

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from osum_npu.evaluation.difference import differences
-from osum_npu.evaluation.figures import learning_curves, spectrogram, stage_names
-from osum_npu.evaluation.metrics import HEADLINE, NONE, Metric
-from osum_npu.tasks import COMBINATIONS, TASKS, Word
+from osum_npu.evaluation.figures import learning_curves, rate_bars, spectrogram, stage_names
+from osum_npu.evaluation.metrics import NONE, Metric, headline
+from osum_npu.tasks import LISTED, Word, get_task
 
 FRAMES_PER_SECOND = 100
 SKIPPED_SHOWN = 200
@@ -67,9 +67,54 @@ def table_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[Row]:
 
 def format_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
     """Write the task table for a terminal."""
-    lines = [list(vars(row).values()) for row in (HEADINGS, *table_rows(scores))]
+    return _align([list(vars(row).values()) for row in (HEADINGS, *table_rows(scores))], "<<>>>>><")
+
+
+def format_instructions(instructions: Mapping[str, Any]) -> str:
+    """Write the tables on instructions for a terminal; nothing where there are none."""
+    tables = [table for table in (following_table(instructions), difference_table(instructions)) if table]
+    return "\n\n".join(_align(table, "<" + ">" * (len(table[0]) - 1)) for table in tables)
+
+
+def following_table(instructions: Mapping[str, Any]) -> list[list[str]]:
+    """Lay out how instructions were followed, by task and wording: a heading, then a line for each task and for all."""
+    by_wording = instructions.get("following", {})
+    names = list(dict.fromkeys(name for found in by_wording.values() for name in found["tasks"]))
+    if not names:
+        return []
+    table = [
+        ["instructions followed", "n", *(cell for wording in by_wording for cell in (f"{wording} ↑", "95 % interval"))]
+    ]
+    for name in [*names, "all"]:
+        rates = [found["all"] if name == "all" else found["tasks"].get(name, {}) for found in by_wording.values()]
+        cells = [_rate_cells(rate.get("rate"), rate.get("interval"), "%") for rate in rates]
+        table.append([name, str(max(rate.get("n", 0) for rate in rates)), *(cell for pair in cells for cell in pair)])
+    return table
+
+
+def difference_table(instructions: Mapping[str, Any]) -> list[list[str]]:
+    """Lay out what natural wording changes, by task and metric; nothing where it was not measured."""
+    differences = instructions.get("differences", {})
+    if not differences:
+        return []
+    table = [["wording", "metric", "fixed", "natural", "natural − fixed", "95 % interval"]]
+    for name, metrics in differences.items():
+        for metric in headline(get_task(name)):
+            if found := metrics.get(metric.key):
+                values = [_number(found[wording], metric.unit) for wording in ("fixed", "natural")]
+                change = _rate_cells(found["difference"], found["interval"], metric.unit)
+                arrow = "↓" if metric.lower_is_better else "↑"
+                table.append([name, f"{metric.name} {arrow}", *values, *change])
+    return table
+
+
+def _rate_cells(value: float | None, interval: Sequence[float] | None, unit: str) -> tuple[str, str]:
+    bounds = " – ".join(_number(bound, unit) for bound in interval) if interval else "–"
+    return f"{_number(value, unit)} {unit}", bounds
+
+
+def _align(lines: Sequence[Sequence[str]], align: str) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    align = "<<>>>>><"
     return "\n".join(
         "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, align, widths, strict=True)).rstrip()
         for line in lines
@@ -85,6 +130,8 @@ def write_report(
     curves: Sequence[Mapping[str, Any]],
     facts: Mapping[str, str],
     skipped: Sequence[str],
+    instructions: Mapping[str, Any] | None = None,
+    earlier: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write ``report.json`` and ``report.html`` into the folder ``out``, each replaced as a whole.
 
@@ -97,6 +144,8 @@ def write_report(
             and, where there is one, ``ctc_loss``; empty to leave the section out.
         facts: what was evaluated on what, by name: model, data, device, date.
         skipped: recordings that could not be used, each with the reason.
+        instructions: what :func:`osum_npu.evaluation.following.measure` returned.
+        earlier: of :func:`osum_npu.evaluation.following.read_following`, by the name of the stage.
 
     Returns:
         The path of ``report.html``: one file that needs no network.
@@ -107,12 +156,16 @@ def write_report(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(files("osum_npu.evaluation").joinpath("report.html.j2").read_text("utf-8"))
+    instructions = instructions or {}
+    followed = {wording: found["all"] for wording, found in instructions.get("following", {}).items()}
     page = template.render(
         title=title,
         facts=facts,
         headings=HEADINGS,
         rows=table_rows(scores),
         confusions=[one for task in _in_order(scores) for one in _confusions(task, scores[task])],
+        instruction_tables=[t for t in (following_table(instructions), difference_table(instructions)) if t],
+        followed_by_stage=rate_bars({**(earlier or {}), "this model": followed}) if followed else "",
         curves=learning_curves(curves),
         stages=stage_names(curves),
         examples=[_example(example) for example in examples],
@@ -120,6 +173,8 @@ def write_report(
         skipped_count=len(skipped),
     )
     data = {"tasks": scores, "facts": dict(facts), "skipped": list(skipped)}
+    if instructions:
+        data["instructions"] = instructions
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "report.json", json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
     return _write(out / "report.html", page)
@@ -133,7 +188,7 @@ def _write(path: Path, text: str) -> Path:
 
 
 def _in_order(scores: Mapping[str, Any]) -> list[str]:
-    return [task for task in (*TASKS, *COMBINATIONS) if task in scores]
+    return [task for task in dict.fromkeys((*LISTED, *scores)) if task in scores]
 
 
 def _number(value: float | None, unit: str) -> str:
@@ -144,7 +199,8 @@ def _number(value: float | None, unit: str) -> str:
 
 def _task_rows(task: str, scores: Mapping[str, Any]) -> Iterator[Row]:
     """Yield a row for each headline metric that is defined, or one of dashes; the task is named on its first."""
-    defined = [metric for metric in HEADLINE[task] if scores[metric.key] is not None] or HEADLINE[task][:1]
+    shown = headline(get_task(task))
+    defined = [metric for metric in shown if scores[metric.key] is not None] or shown[:1]
     for metric in defined:
         first = metric is defined[0]
         interval = scores[f"{metric.key}_interval"]

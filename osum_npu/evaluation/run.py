@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from osum_npu import __version__
 from osum_npu.audio.mel import log_mel
 from osum_npu.audio.read import read_audio
 from osum_npu.data.manifest import read_manifest
-from osum_npu.evaluation.metrics import score
+from osum_npu.evaluation.following import Wording, measure, read_following
+from osum_npu.evaluation.metrics import Pair, score
 from osum_npu.evaluation.report import Example, write_report
 from osum_npu.files import write_text
 from osum_npu.inference.engine import Engine, Result
-from osum_npu.tasks import Answer, Task, Utterance, missing, write
+from osum_npu.tasks import Task, Utterance, get_task, missing, write
+from osum_npu.tasks.instructions import can_be_asked, draw_instruction
 from osum_npu.training.log import read_log
 
 _EXAMPLES = 2
@@ -35,6 +38,8 @@ class Report:
 
     scores: dict[str, dict[str, Any]]
     """By task name."""
+    instructions: dict[str, Any]
+    """What :func:`osum_npu.evaluation.following.measure` found."""
     skipped: list[str]
     page: Path
 
@@ -46,6 +51,8 @@ def evaluate(
     out: Path,
     *,
     limit: int | None = None,
+    natural: bool = False,
+    stages: Mapping[str, Path] | None = None,
     log: Path | None = None,
     facts: Mapping[str, str] | None = None,
     **settings: Any,
@@ -61,13 +68,17 @@ def evaluate(
         tasks: what to ask.
         out: folder to write.
         limit: at most so many utterances a task, spread evenly over the data.
+        natural: ask about the same utterances in natural language, too, in words of the test split, and compare.
+            Instructions of the rows themselves are then natural ones, and the fixed wording is that of the task.
+        stages: reports of earlier stages by name, whose instruction following is shown beside this one.
         log: ``log.jsonl`` of the training, for the learning curves.
         facts: more for the report to state.
         settings: of :class:`Engine`: how it is asked and how it answers.
 
     Raises:
-        ValueError: no utterance carries the labels of any of the tasks.
+        ValueError: no utterance carries the labels of any of the tasks, or a report of a stage cannot be used.
     """
+    earlier = {name: read_following(path) for name, path in (stages or {}).items()}
     utterances: list[Utterance] = []
     skipped: list[str] = []
     for path in manifests:
@@ -78,22 +89,33 @@ def evaluate(
     if not any(asked.values()):
         raise ValueError(f"no utterance of {', '.join(map(str, manifests))} carries labels for {', '.join(asked)}")
     engine = Engine.load(model, **settings)
-    results: dict[str, list[Result]] = {}
+    results: dict[Wording, dict[str, list[Result]]] = {"fixed": {}, **({"natural": {}} if natural else {})}
     for task in tasks:
-        answered = engine.answer(asked[task.name], [task])
-        results[task.name] = list(tqdm(answered, task.name, len(asked[task.name]), unit="utt", leave=False))
-    scores = {
-        task.name: score(task, [_pair(task, r) for r in results[task.name]]) for task in tasks if asked[task.name]
-    }
-    skipped += list(dict.fromkeys(r.error for rs in results.values() for r in rs if r.error is not None))
+        for wording in results:
+            asking = _worded(task, asked[task.name], wording, engine) if natural else asked[task.name]
+            answered = tqdm(engine.answer(asking, [task]), task.name, len(asking), unit="utt", leave=False)
+            if asking:
+                results[wording][task.name] = list(answered)
+    scores = {name: score(get_task(name), _pairs(name, found)) for name, found in results["fixed"].items()}
+    every = [r for by_task in results.values() for rs in by_task.values() for r in rs]
+    skipped += list(dict.fromkeys(r.error for r in every if r.error is not None))
     out.mkdir(parents=True, exist_ok=True)
-    rows = [{"task": name, **result.as_json()} for name, answered in results.items() for result in answered]
+    rows = [
+        {"task": name, "wording": wording, "prompt": result.utterance.prompt, **result.as_json()}
+        for wording, by_task in results.items()
+        for name, answered in by_task.items()
+        for result in answered
+    ]
     write_text(out / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    pairs = {w: {name: _pairs(name, found) for name, found in by_task.items()} for w, by_task in results.items()}
+    instructions = measure(pairs, prefix=engine.form.prefix)
     page = write_report(
         out,
         title="What the model understands",
         scores=scores,
-        examples=[example for task in tasks for example in _examples(task, results[task.name])],
+        examples=[example for task in tasks for example in _examples(task, results["fixed"].get(task.name, []))],
+        instructions=instructions,
+        earlier=earlier,
         curves=read_log(log) if log is not None else [],
         facts={
             "model": str(model),
@@ -106,7 +128,7 @@ def evaluate(
         },
         skipped=skipped,
     )
-    return Report(scores, skipped, page)
+    return Report(scores, instructions, skipped, page)
 
 
 def _spread(utterances: list[Utterance], limit: int | None) -> list[Utterance]:
@@ -115,8 +137,24 @@ def _spread(utterances: list[Utterance], limit: int | None) -> list[Utterance]:
     return [utterances[i * len(utterances) // limit] for i in range(limit)]
 
 
-def _pair(task: Task, result: Result) -> tuple[Utterance, Answer | None]:
-    return result.utterance, result.answers.get(task.name)
+def _worded(task: Task, utterances: Sequence[Utterance], wording: Wording, engine: Engine) -> list[Utterance]:
+    """Ask for a task in one of the wordings; in natural language only where the model is shown what is asked."""
+    if wording == "fixed":
+        return [replace(u, prompt=None, intent=None) if task.hears else u for u in utterances]
+    if task.kind not in engine.form.prompt or not can_be_asked(task):
+        return []
+    return [
+        u if u.intent else replace(u, prompt=draw_instruction(task, "test", _rng(task, u, engine)), intent=task.name)
+        for u in utterances
+    ]
+
+
+def _rng(task: Task, utterance: Utterance, engine: Engine) -> random.Random:
+    return random.Random(f"eval/{engine.seed}/{task.name}/{utterance.key}")
+
+
+def _pairs(name: str, results: Sequence[Result]) -> list[Pair]:
+    return [(result.utterance, result.answers.get(name)) for result in results]
 
 
 def _examples(task: Task, results: Sequence[Result]) -> list[Example]:
@@ -127,7 +165,7 @@ def _examples(task: Task, results: Sequence[Result]) -> list[Example]:
         Example(
             key=result.utterance.key,
             task=task.name,
-            wav=str(result.utterance.wav),
+            wav="" if result.utterance.wav is None else str(result.utterance.wav),
             reference=write(task, result.utterance),
             hypothesis=result.raw[task.name],
             mel=_mel(result.utterance),
@@ -137,7 +175,9 @@ def _examples(task: Task, results: Sequence[Result]) -> list[Example]:
     ]
 
 
-def _mel(utterance: Utterance) -> NDArray[np.float32]:
+def _mel(utterance: Utterance) -> NDArray[np.float32] | None:
+    if utterance.wav is None:
+        return None
     wave = torch.from_numpy(read_audio(utterance.wav, utterance.start, utterance.end))
     features = log_mel(wave[None], [len(wave)])
     mel: NDArray[np.float32] = features[0].numpy()

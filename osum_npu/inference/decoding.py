@@ -57,9 +57,17 @@ DECODINGS: dict[str, Decoding] = {
     "osum-echat": Decoding(
         sample=True, top_k=5, top_p=0.9, repetition_penalty=1.05, max_new_tokens=400, cut_loops=False
     ),
+    "osum-pangu": Decoding(repetition_penalty=1.05, max_new_tokens=400, cut_loops=False),
 }
-"""By the names that users write. ``osum`` and ``osum-echat`` are the settings of the releases (ASLP-lab/OSUM, OSUM and
-OSUM-EChat); their ``min_length`` of 1 counts the instruction too, so it changes nothing and is left out here."""
+"""By the names that users write. ``osum``, ``osum-echat`` and ``osum-pangu`` are the settings of the releases
+(ASLP-lab/OSUM, OSUM and OSUM-EChat; ASLP-lab/OSUM-Pangu); their ``min_length`` of 1 counts the instruction too, so it
+changes nothing and is left out here."""
+
+
+_FREE_TOKENS = {"text": 0, "chat": 200, "chat_think": 400, "text2text": 400, "intent": 0}
+"""What an answer may have beyond what follows from the sound, in tokens by kind of task."""
+_OWN_INSTRUCTION_TOKENS = 200
+"""… and where an instruction of the utterance's own may ask for anything."""
 
 
 def get_decoding(name: str) -> Decoding:
@@ -82,11 +90,11 @@ def longest_answer(task: Task, utterance: Utterance, seconds: float) -> int:
     Args:
         task: what is asked.
         utterance: about which.
-        seconds: length of its sound.
+        seconds: length of its sound; 0 for text alone.
     """
     words = (100 if task.name == "timestamps" else 30) * seconds if task.transcript else 0
-    free = task.name == "chat" or utterance.prompt is not None
-    return 40 + round(words) + (200 if free else 0)
+    anything = task.kind == "text" and utterance.prompt is not None
+    return 40 + round(words) + (_OWN_INSTRUCTION_TOKENS if anything else _FREE_TOKENS[task.kind])
 
 
 def decode(
@@ -99,19 +107,23 @@ def decode(
     limits: Sequence[int],
     ends: Sequence[int],
     seeds: Sequence[str],
+    about: Sequence[int | None] | None = None,
+    after: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
-    """Answer a prompt about each utterance.
+    """Answer prompts.
 
     Args:
         model: whose LLM answers.
         speech_EH: speech embeddings, of :meth:`SpeechLLM.hear`.
         lengths: how many there are of each utterance.
-        prompts: token ids of each instruction.
+        prompts: token ids before each speech.
         decoding: how to choose.
         limits: longest answer to each, in tokens; ``decoding.max_new_tokens`` goes before.
         ends: token ids that end an answer.
         seeds: what random choices follow from, for each utterance. Drawing token by token (one beam) then depends on
             nothing else; several beams are drawn for the whole batch, from all its seeds together.
+        about: which utterance each prompt is about, ``None`` for text alone; by default there is one for each.
+        after: token ids between each speech and its answer; by default there are none.
 
     Returns:
         Token ids of each answer, without the one that ends it.
@@ -132,6 +144,8 @@ def decode(
         speech_EH,
         lengths,
         prompts,
+        about,
+        after,
         num_beams=decoding.beams,
         repetition_penalty=decoding.repetition_penalty,
         max_new_tokens=max(limits),

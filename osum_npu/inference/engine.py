@@ -1,4 +1,4 @@
-"""Batched inference: many recordings, several tasks, one pass through the encoder."""
+"""Batched inference: many recordings or texts, several tasks, one pass through the encoder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,19 @@ from osum_npu.inference.decoding import DECODINGS, Decoding, decode, longest_ans
 from osum_npu.models.llm import merge_projections
 from osum_npu.models.lora import fold_lora
 from osum_npu.models.speech_llm import SpeechLLM
-from osum_npu.tasks import Answer, Prompts, Task, Utterance, first_prompt, prompts, read
+from osum_npu.tasks import (
+    Answer,
+    Prompts,
+    Task,
+    Utterance,
+    first_prompt,
+    prompt_fault,
+    prompts,
+    read,
+    read_prefixed,
+)
+from osum_npu.tasks.form import get_form
+from osum_npu.tasks.prompts import NO_PROMPT
 
 _WINDOW = 16
 """Batches' worth of recordings that are read and sorted by length together."""
@@ -28,20 +40,22 @@ _WINDOW = 16
 
 @dataclass(frozen=True)
 class Result:
-    """What a model said about one recording."""
+    """What a model said about one recording, or one text."""
 
     utterance: Utterance
     answers: Mapping[str, Answer] = field(default_factory=dict)
-    """By task name; empty where the recording could not be read."""
+    """By task name, of the tasks that fit; empty where the recording could not be read."""
     raw: Mapping[str, str] = field(default_factory=dict)
     """The generated text by task name."""
     seconds: float | None = None
+    """Length of the sound; ``None`` for text alone."""
     error: str | None = None
     """Why the recording could not be answered about."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the line that ``osum-npu infer`` writes."""
-        row: dict[str, Any] = {"key": self.utterance.key, "wav": str(self.utterance.wav)}
+        wav = self.utterance.wav
+        row: dict[str, Any] = {"key": self.utterance.key, "wav": None if wav is None else str(wav)}
         if self.error is not None:
             return {**row, "error": self.error}
         return {**row, "duration": self.seconds, "results": {n: _plain(a) for n, a in self.answers.items()}}
@@ -82,6 +96,8 @@ class Engine:
             seed: of decodings that draw at random.
         """
         self.model: SpeechLLM = model.to(device).eval()
+        self.form = get_form(model.config.form, model.config.begin_of_text)
+        self.form.encode(tokenizer, [], [])  # says now what does not fit
         self.model.llm.generation_config = GenerationConfig()  # an LLM's own would punish repetition, or draw
         merge_projections(self.model.llm)
         self.tokenizer, self.device, self.batch_seconds = tokenizer, device, batch_seconds
@@ -106,12 +122,13 @@ class Engine:
         return self.model.encoder.config.max_seconds
 
     def answer(self, utterances: Sequence[Utterance], tasks: Sequence[Task]) -> Iterator[Result]:
-        """Answer every task about every recording, in the order given.
+        """Answer every task about every recording or text that it fits, in the order given.
 
-        Recordings are batched with others of similar length; the answers do not depend on the batch, unless several
-        beams are drawn at random. One that cannot be read comes back with its ``error`` and stops nothing.
+        A recording is asked the tasks about sound, a row without one those about text alone. Recordings are batched
+        with others of similar length; the answers do not depend on the batch, unless several beams are drawn at random.
+        One that cannot be read, or that no task fits, comes back with its ``error`` and stops nothing.
         """
-        known = [u.duration or 10.0 for u in utterances]
+        known = [u.seconds or 10.0 for u in utterances]
         window = max(1, round(_WINDOW * self.batch_seconds / (sum(known) / len(known)))) if known else 1
         for start in range(0, len(utterances), window):
             yield from self._window(utterances[start : start + window], tasks)
@@ -119,21 +136,34 @@ class Engine:
     def _window(self, utterances: Sequence[Utterance], tasks: Sequence[Task]) -> list[Result]:
         results: list[Result | None] = [None] * len(utterances)
         waves: dict[int, NDArray[np.float32]] = {}
+        texts: dict[int, float] = {}
         for i, u in enumerate(utterances):
+            if fault := _unfit(u, tasks):
+                results[i] = Result(u, error=f"{u.key}: {fault}")
+                continue
+            if u.wav is None:
+                texts[i] = u.seconds
+                continue
             try:
                 waves[i] = read_audio(u.wav, u.start, u.end, max_seconds=self.longest)
             except AudioError as error:
                 results[i] = Result(u, error=str(error))
-        order = sorted(waves, key=lambda i: -len(waves[i]))
+        for group in self._groups({i: len(wave) / 16000 for i, wave in waves.items()}):
+            self._batch(group, utterances, waves, [task for task in tasks if task.hears], results)
+        for group in self._groups(texts):
+            self._batch(group, utterances, {}, [task for task in tasks if not task.hears], results)
+        return [result for result in results if result is not None]
+
+    def _groups(self, seconds: Mapping[int, float]) -> Iterator[list[int]]:
+        """Cut rows, in falling length, into batches that are small enough when they are padded."""
         group: list[int] = []
-        for i in order:
-            if group and (len(group) + 1) * len(waves[group[0]]) > self.batch_seconds * 16000:
-                self._batch(group, utterances, waves, tasks, results)
+        for i in sorted(seconds, key=lambda i: -seconds[i]):
+            if group and (len(group) + 1) * seconds[group[0]] > self.batch_seconds:
+                yield group
                 group = []
             group.append(i)
         if group:
-            self._batch(group, utterances, waves, tasks, results)
-        return [result for result in results if result is not None]
+            yield group
 
     @torch.no_grad()  # not inference_mode: ops may ask whose halves two tensors are, which it does not keep
     def _batch(
@@ -144,28 +174,51 @@ class Engine:
         tasks: Sequence[Task],
         results: list[Result | None],
     ) -> None:
-        """Fill in the results of one batch."""
+        """Fill in the results of one batch: of recordings alone, or of texts alone, which have no waves."""
         model = self.model
-        padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(waves[i]) for i in group], batch_first=True)
-        samples = [len(waves[i]) for i in group]
+        heard = [torch.from_numpy(waves[i]) for i in group if i in waves]
+        padded = torch.nn.utils.rnn.pad_sequence(heard, batch_first=True) if heard else torch.zeros(0, 0)
+        samples = [len(wave) for wave in heard]
         features = log_mel(padded.to(self.device), samples, model.encoder.config.n_mels)
         speech, lengths = model.hear(features.to(model.dtype), [frame_count(n) for n in samples])
+        seconds = [len(waves[i]) / 16000 if i in waves else None for i in group]
         answers: list[dict[str, Answer]] = [{} for _ in group]
         raw: list[dict[str, str]] = [{} for _ in group]
         for task in tasks:
-            asked = [first_prompt(utterances[i], task, self.wordings) for i in group]
+            instructions = [first_prompt(utterances[i], task, self.wordings) for i in group]
+            asked = self.form.encode(self.tokenizer, [task.kind] * len(group), instructions)
             said = decode(
                 model,
                 speech,
                 lengths,
-                self.tokenizer(asked, add_special_tokens=False).input_ids,
+                [question.before for question in asked],
                 self.decoding,
-                limits=[longest_answer(task, utterances[i], len(waves[i]) / 16000) for i in group],
+                limits=[longest_answer(task, utterances[i], length or 0.0) for i, length in zip(group, seconds)],
                 ends=self.ends,
                 seeds=[f"{self.seed}/{task.name}/{utterances[i].key}" for i in group],
+                about=range(len(group)) if task.hears else [None] * len(group),
+                after=[question.after for question in asked],
             )
             for row, text in enumerate(self.tokenizer.batch_decode(said, skip_special_tokens=True)):
                 raw[row][task.name] = text
-                answers[row][task.name] = read(task, text)
+                answers[row][task.name] = self._read(task, utterances[group[row]], text)
         for row, i in enumerate(group):
-            results[i] = Result(utterances[i], answers[row], raw[row], round(len(waves[i]) / 16000, 4))
+            length = seconds[row]
+            results[i] = Result(utterances[i], answers[row], raw[row], None if length is None else round(length, 4))
+
+    def _read(self, task: Task, utterance: Utterance, text: str) -> Answer:
+        """Read an answer; what a user asked for in words of their own is told by the answer's prefix alone."""
+        own = utterance.intent is None and bool((utterance.prompt or "").strip())
+        return read_prefixed(text)[1] if self.form.prefix and own and task.hears else read(task, text)
+
+
+def _unfit(utterance: Utterance, tasks: Sequence[Task]) -> str:
+    """Say why none of the tasks can be asked; empty where one can."""
+    names = ", ".join(task.name for task in tasks)
+    if fault := prompt_fault(utterance.prompt):
+        return fault
+    if utterance.wav is None and utterance.prompt in (None, NO_PROMPT):
+        return "neither a sound nor a prompt"
+    if not tasks or any(task.hears == (utterance.wav is not None) for task in tasks):
+        return ""
+    return f"no sound for {names}" if utterance.wav is None else f"{names} is about text alone, and the row has a sound"

@@ -1,8 +1,9 @@
 """Where prompt, speech and answer stand in the sequences that the LLM reads.
 
-``[prompt][speech begin][speech][speech end][answer]``, for training and inference alike. To learn, all sequences of a
-batch lie end to end in one row; to answer, they are a batch filled up on the left. All of it is integers of the host,
-made once a batch: the model then fills the sequences with one gather.
+``[prompt][speech begin][speech][speech end][after][answer]``, for training and inference alike; a sequence about text
+alone has neither speech nor its marks. To learn, all sequences of a batch lie end to end in one row; to answer, they
+are a batch filled up on the left. All of it is integers of the host, made once a batch: the model then fills the
+sequences with one gather.
 
 Shapes: B rows, L positions, N labelled positions.
 """
@@ -54,30 +55,32 @@ def lay_out(
     prompts: Sequence[Sequence[int]],
     speech_lengths: Sequence[int],
     answers: Sequence[Sequence[int]],
-    about: Sequence[int] | None = None,
+    about: Sequence[int | None] | None = None,
+    after: Sequence[Sequence[int]] | None = None,
 ) -> Layout:
     """Arrange a batch to learn from: all sequences end to end in one row.
 
     Args:
-        prompts: token ids of each instruction.
+        prompts: token ids of what stands before each speech: the instruction, and what the form puts around it.
         speech_lengths: speech embeddings of each utterance, which stand end to end in the table.
         answers: token ids of each answer, end mark included.
-        about: which utterance each instruction is about; by default there is one for each.
+        about: which utterance each instruction is about, ``None`` for text alone; by default there is one for each.
+        after: token ids between each speech and its answer; by default there are none.
     """
-    lengths, *_ = parts = _sequences(prompts, speech_lengths, answers, about)
+    lengths, *_ = parts = _sequences(prompts, speech_lengths, answers, about, after)
     filling = -sum(lengths) % STEP
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     return _place(parts, starts, (1, sum(lengths) + filling), (*lengths, *([filling] if filling else [])))
 
 
-def lay_out_left(prompts: Sequence[Sequence[int]], speech_lengths: Sequence[int]) -> Layout:
-    """Arrange a batch to answer: a row for each sequence, all ending at the same place.
-
-    Args:
-        prompts: token ids of each instruction.
-        speech_lengths: speech embeddings of each utterance, which stand end to end in the table.
-    """
-    lengths, *_ = parts = _sequences(prompts, speech_lengths, [()] * len(prompts), None)
+def lay_out_left(
+    prompts: Sequence[Sequence[int]],
+    speech_lengths: Sequence[int],
+    about: Sequence[int | None] | None = None,
+    after: Sequence[Sequence[int]] | None = None,
+) -> Layout:
+    """Arrange a batch to answer: a row for each sequence, all ending together; otherwise as :func:`lay_out`."""
+    lengths, *_ = parts = _sequences(prompts, speech_lengths, [()] * len(prompts), about, after)
     longest = max(lengths)
     starts = np.arange(1, len(lengths) + 1) * longest - lengths
     return _place(parts, starts, (len(lengths), longest), None)
@@ -90,22 +93,24 @@ def _sequences(
     prompts: Sequence[Sequence[int]],
     speech_lengths: Sequence[int],
     answers: Sequence[Sequence[int]],
-    about: Sequence[int] | None,
+    about: Sequence[int | None] | None,
+    after: Sequence[Sequence[int]] | None,
 ) -> _Sequences:
     """Return the lengths, all token ids, what each sequence takes from the table, labels and how many of each."""
     about = range(len(prompts)) if about is None else about
-    tokens = np.concatenate([np.asarray(ids, np.int64) for pair in zip(prompts, answers) for ids in pair])
-    speech_starts = 3 + len(tokens) + np.cumsum(speech_lengths) - speech_lengths
+    after = [()] * len(prompts) if after is None else after
+    tokens = np.concatenate([np.asarray(ids, np.int64) for row in zip(prompts, after, answers) for ids in row])
+    speech_starts = 3 + len(tokens) + np.cumsum(speech_lengths, dtype=np.int64) - speech_lengths
     sources, next_token = [], 3
-    for prompt, answer, utterance in zip(prompts, answers, about):
-        after_prompt, after_answer = next_token + len(prompt), next_token + len(prompt) + len(answer)
-        speech = speech_starts[utterance] + np.arange(speech_lengths[utterance])
-        sources.append(
-            np.concatenate(
-                [np.arange(next_token, after_prompt), [1], speech, [2], np.arange(after_prompt, after_answer)]
-            )
-        )
-        next_token = after_answer
+    for prompt, behind, answer, utterance in zip(prompts, after, answers, about):
+        speech_place = next_token + len(prompt)
+        end = speech_place + len(behind) + len(answer)
+        source = np.arange(next_token, end)
+        if utterance is not None:
+            speech = speech_starts[utterance] + np.arange(speech_lengths[utterance])
+            source = np.insert(source, len(prompt), [1, *speech, 2])
+        sources.append(source)
+        next_token = end
     labels = np.concatenate([np.asarray(answer, np.int64) for answer in answers])
     return [len(source) for source in sources], tokens, sources, labels, np.array([len(answer) for answer in answers])
 

@@ -48,6 +48,8 @@ class SpeechLLMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
         lora: dict[str, Any] | None = None,
         ctc_units: list[str] | None = None,
         llm_path: str | None = None,
+        form: str = "osum",
+        begin_of_text: str = "none",
         **kwargs: Any,
     ) -> None:
         """Take plain dictionaries, as JSON does.
@@ -60,11 +62,14 @@ class SpeechLLMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
             ctc_units: labels, words and characters that a CTC head on the encoder spells, an auxiliary loss;
                 ``None`` for no head.
             llm_path: hub name or folder of the base LLM where the model directory does not hold its weights.
+            form: the fixed texts around instruction and speech, by name (:data:`osum_npu.tasks.form.FormName`).
+            begin_of_text: which texts begin with the tokenizer's ``<s>`` (:data:`osum_npu.tasks.form.BeginOfText`).
             kwargs: what every transformers configuration takes.
         """
         super().__init__(**kwargs)
         self.encoder, self.adapter, self.llm = encoder or {}, adapter or {}, llm or {}
         self.lora, self.ctc_units, self.llm_path = lora, ctc_units, llm_path
+        self.form, self.begin_of_text = form, begin_of_text
 
 
 class SpeechLLMOutput(NamedTuple):
@@ -124,29 +129,24 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         frames: Sequence[int],
         prompts: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
-        about: Sequence[int],
+        about: Sequence[int | None],
+        after: Sequence[Sequence[int]] | None = None,
     ) -> Layout:
-        """Arrange a batch to learn from.
-
-        Args:
-            frames: mel frames of each utterance.
-            prompts: token ids of each instruction.
-            answers: token ids of each answer, end mark included.
-            about: which utterance each instruction is about.
-        """
+        """Arrange a batch to learn from: :func:`osum_npu.models.layout.lay_out`, by mel frames of each utterance."""
         lengths = [self.speech_length(n) for n in frames]
-        return lay_out(prompts, lengths, answers, about)
+        return lay_out(prompts, lengths, answers, about, after)
 
     def embed(self, speech_EH: Tensor, layout: Layout) -> Tensor:
         """Build the LLM's input ``[R, L, H]``, for training and inference alike.
 
         Args:
-            speech_EH: speech embeddings of all utterances.
+            speech_EH: speech embeddings of all utterances; there may be none.
             layout: places of prompt, speech and answer.
         """
         tokens = self.llm.get_input_embeddings()(layout.tokens)
         width, dtype = tokens.shape[-1], speech_EH.dtype
-        table = torch.cat([tokens.new_zeros(1, width).to(dtype), self.marks.to(dtype), tokens.to(dtype), speech_EH])
+        marks = self.marks if len(speech_EH) else self.marks.detach()  # what nothing uses is left as it is
+        table = torch.cat([tokens.new_zeros(1, width).to(dtype), marks.to(dtype), tokens.to(dtype), speech_EH])
         # a gather by index would add up gradients in an order that changes from run to run
         return F.embedding(layout.source_BL, table)
 
@@ -160,19 +160,20 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         """Compute the losses of a batch; logits exist at label positions only.
 
         Args:
-            features: float ``[B, T, M]`` log-mel.
+            features: float ``[B, T, M]`` log-mel; of a batch about text alone, B is 0, and nothing is heard.
             frames: mel frames of each utterance.
             layout: made by :meth:`layout`, on the model's device; ``None`` leaves adapter and LLM out.
             spellings: tagged transcripts for the CTC head; an empty one is left out of its loss, ``None`` leaves the
                 head out.
         """
-        encoded_FC, lengths = self.encoder(features, frames)
         ctc_sum, ctc_count = None, 0
-        if spellings is not None:
-            ctc_sum, ctc_count = self._ctc(encoded_FC, lengths, spellings)
+        if frames:
+            encoded_FC, lengths = self.encoder(features, frames)
+            if spellings is not None:
+                ctc_sum, ctc_count = self._ctc(encoded_FC, lengths, spellings)
         if layout is None:
             return SpeechLLMOutput(features.new_zeros(()), 0, ctc_sum, ctc_count)
-        speech_EH, _ = self.adapter(encoded_FC, lengths)
+        speech_EH = self.adapter(encoded_FC, lengths)[0] if frames else self._nothing_heard()
         assert layout.packed is not None
         embedded_1LH = self.embed(speech_EH, layout)
         hidden_1LH = decode_packed(self.llm, embedded_1LH, layout.position_BL, layout.packed)
@@ -222,29 +223,46 @@ class SpeechLLM(PreTrainedModel):  # type: ignore[misc]
         """Turn sound into speech embeddings: (``[E, H]``, how many of each utterance).
 
         Args:
-            features: float ``[B, T, M]`` log-mel.
+            features: float ``[B, T, M]`` log-mel; B may be 0.
             frames: mel frames of each utterance.
         """
+        if not frames:
+            return self._nothing_heard(), ()
         speech: tuple[Tensor, tuple[int, ...]] = self.adapter(*self.encoder(features, frames))
         return speech
 
+    def _nothing_heard(self) -> Tensor:
+        """Return no speech embeddings, ``[0, H]``, in the dtype that the adapter would give them."""
+        weight = self.adapter.projection.weight
+        kind = weight.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        return torch.zeros(0, self.adapter.projection.out_features, dtype=dtype, device=weight.device)
+
     @torch.no_grad()
     def respond(
-        self, speech_EH: Tensor, lengths: Sequence[int], prompts: Sequence[Sequence[int]], **settings: Any
+        self,
+        speech_EH: Tensor,
+        lengths: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        about: Sequence[int | None] | None = None,
+        after: Sequence[Sequence[int]] | None = None,
+        **settings: Any,
     ) -> Tensor:
-        """Answer a prompt about each utterance, in one left-padded batch.
+        """Answer prompts, in one left-padded batch.
 
         Args:
             speech_EH: of :meth:`hear`.
             lengths: speech embeddings of each utterance.
-            prompts: token ids of each instruction.
+            prompts: token ids of what stands before each speech.
+            about: which utterance each prompt is about, ``None`` for text alone; by default there is one for each.
+            after: token ids between each speech and its answer; by default there are none.
             settings: what :meth:`transformers.GenerationMixin.generate` takes. ``repetition_penalty`` counts the
                 answer's tokens only, and is 1 by default, whatever the LLM brings along.
 
         Returns:
             int64 ``[B, new tokens]``, the answers only.
         """
-        layout = lay_out_left(prompts, lengths).to(speech_EH.device)
+        layout = lay_out_left(prompts, lengths, about, after).to(speech_EH.device)
         # Given only embeddings, transformers' own penalty takes the first new tokens of a padded row for its padding.
         penalty = RepetitionPenaltyLogitsProcessor(settings.pop("repetition_penalty", 1.0))
         answer: Tensor = self.llm.generate(
@@ -377,6 +395,8 @@ def make_config(
     *,
     ctc_units: list[str] | None = None,
     llm_path: str | None = None,
+    form: str = "osum",
+    begin_of_text: str = "none",
 ) -> SpeechLLMConfig:
     """Make a model configuration of typed parts."""
     return SpeechLLMConfig(
@@ -386,6 +406,8 @@ def make_config(
         lora=None if lora is None else lora_fields(lora),
         ctc_units=ctc_units,
         llm_path=llm_path,
+        form=form,
+        begin_of_text=begin_of_text,
     )
 
 

@@ -154,7 +154,8 @@ class WhisperEncoderDecoder(nn.Module):
         _frames: Sequence[int],
         starts: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
-        about: Sequence[int],
+        about: Sequence[int | None],
+        _after: Sequence[Sequence[int]] = (),
     ) -> DecoderLayout:
         """Arrange a batch.
 
@@ -163,6 +164,7 @@ class WhisperEncoderDecoder(nn.Module):
             starts: token ids that the decoder is given.
             answers: token ids that it learns, end mark included.
             about: which utterance each start is about.
+            _after: what a form puts before an answer; a Whisper has none.
         """
         rows = [torch.tensor([*start, *answer[:-1]]) for start, answer in zip(starts, answers)]
         token_BL = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.config.pad_token_id)

@@ -1,17 +1,33 @@
-"""The eight tasks of OSUM and their combinations: tags and label sets.
+"""The tasks of OSUM and OSUM-Pangu: tags and label sets. Labels combine in any order.
 
-Tags, label spelling and case are those that released OSUM checkpoints were trained on
-(ASLP-lab/OSUM, OSUM/README.md and its prompt configuration).
+Tags, label spelling and case are those that released checkpoints were trained on (ASLP-lab/OSUM, OSUM/README.md and its
+prompt configuration; ASLP-lab/OSUM-Pangu, its prompt configuration and data pipeline).
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 Kind = Literal["text", "chat", "chat_think", "text2text", "intent"]
 """What a question gives and wants, in OSUM-Pangu's words (its ``output_type``): speech to text, speech to a reply, to a
 reply with the thought before it, text to text, and text to the tags of the task that it asks for."""
+
+PREFIXES = {
+    "TRANSCRIBE": "asr",
+    "ALIGN": "align",
+    "S2TCHAT": "chat",
+    "EMOTION": "emotion",
+    "STYLE": "style",
+    "CAPTION": "caption",
+    "AGE": "age",
+    "GENDER": "gender",
+}
+"""What OSUM-Pangu's answers begin with for each tag of the task; other tags have nothing there."""
+
+_TAG = re.compile(r"<(\w+)>")
 
 
 @dataclass(frozen=True)
@@ -33,9 +49,19 @@ class Task:
     kind: Kind = "text"
 
     @property
+    def hears(self) -> bool:
+        """Whether the question is about a sound, and not about a text alone."""
+        return self.kind not in ("text2text", "intent")
+
+    @property
     def choices(self) -> tuple[Task, ...]:
         """The tasks whose labels the answer holds, in its order: the parts, or the task itself; none without labels."""
         return self.parts or ((self,) if self.labels else ())
+
+    @property
+    def prefix(self) -> str:
+        """What an answer of OSUM-Pangu begins with: ``<asr><age>``; empty for tasks without such tags."""
+        return "".join(f"<{PREFIXES[tag]}>" for tag in _TAG.findall(self.tag) if tag in PREFIXES)
 
 
 ASR = Task("asr", "ASR", "<TRANSCRIBE>")
@@ -64,43 +90,102 @@ CHAT = Task("chat", "STTC", "<TRANSCRIBE> <S2TCHAT>", kind="chat")
 
 TASKS: dict[str, Task] = {t.name: t for t in (ASR, TIMESTAMPS, EVENT, EMOTION, STYLE, GENDER, AGE, CHAT)}
 
+LABELLED = (EVENT, EMOTION, STYLE, GENDER, AGE)
+"""The tasks whose labels combine."""
+
+SYNONYMS = {
+    "age": {"youth": "adult", "middle_age": "adult", "middle": "adult"},
+    "emotion": {"angry": "anger"},
+}
+"""Other names of labels in OSUM-Pangu's data and answers, by task."""
+
+
+@cache
+def combine(parts: tuple[Task, ...], transcript: bool, /) -> Task:  # by position alone: its key in the cache
+    """Return the task that asks for the labels of all ``parts``, in their order; the same object every time.
+
+    Args:
+        parts: different tasks with labels, such as ``(AGE, GENDER)``.
+        transcript: whether the transcript is asked for too.
+    """
+    if transcript and len(parts) == 1:
+        return parts[0]
+    tags = [part.tag.removeprefix(f"{ASR.tag} ") for part in parts]
+    return Task(
+        name="+".join(part.name for part in parts) + ("" if transcript else "-only"),
+        code="+".join(part.code for part in parts) + ("" if transcript else "-ONLY"),
+        tag=" ".join([ASR.tag, *tags] if transcript else tags),
+        parts=parts,
+        transcript=transcript,
+    )
+
+
 COMBINATIONS: dict[str, Task] = {
     t.name: t
     for t in (
-        *(
-            Task(f"{t.name}-only", f"{t.code}-ONLY", t.tag.removeprefix("<TRANSCRIBE> "), parts=(t,), transcript=False)
-            for t in (EVENT, EMOTION, STYLE, GENDER, AGE)
-        ),
-        Task("age+gender", "SAP+SGC", "<TRANSCRIBE> <AGE> <GENDER>", parts=(AGE, GENDER)),
-        Task("age+gender-only", "SAP+SGC-ONLY", "<AGE> <GENDER>", parts=(AGE, GENDER), transcript=False),
-        Task("style+age+gender", "SSR+SAP+SGC", "<TRANSCRIBE> <STYLE> <AGE> <GENDER>", parts=(STYLE, AGE, GENDER)),
-        Task(
-            "style+age+gender-only",
-            "SSR+SAP+SGC-ONLY",
-            "<STYLE> <AGE> <GENDER>",
-            parts=(STYLE, AGE, GENDER),
-            transcript=False,
-        ),
+        *(combine((t,), False) for t in LABELLED),
+        combine((AGE, GENDER), True),
+        combine((AGE, GENDER), False),
+        combine((STYLE, AGE, GENDER), True),
+        combine((STYLE, AGE, GENDER), False),
     )
 }
-"""One label alone, or several in one answer. The tags are those of OSUM and, for one label alone, of OSUM-Pangu; they
-have no abbreviations for them, these are made of the parts'."""
+"""One label alone, and the sets of labels that OSUM releases; :func:`get_task` knows all others. The tags are those of
+OSUM and OSUM-Pangu; they have no abbreviations for them, these are made of the parts'."""
+
+DIALOGUES: dict[str, Task] = {
+    t.name: t
+    for t in (
+        Task("chat-only", "STTC-ONLY", "<S2TCHAT>", transcript=False, kind="chat"),
+        Task("chat_think", "STTC-THINK", "<S2TCHAT> <THINKER>", transcript=False, kind="chat_think"),
+        Task("text2text", "T2T", "<TEXT2TEXT>", transcript=False, kind="text2text"),
+        Task("intent", "INTENT", "<INTENT_CLASSIFICATION>", transcript=False, kind="intent"),
+    )
+}
+"""What OSUM-Pangu adds: replies alone, with a thought before them, or to written questions, and the task that a written
+instruction asks for. The codes are ours."""
+
+LISTED: dict[str, Task] = {**TASKS, **COMBINATIONS, **DIALOGUES}
+"""All tasks but the further combinations."""
 
 CHAT_SEPARATOR = "<开始回答>"
 """Stands between transcript and answer in the chat task."""
+
+_SPELLED = {word.replace(" ", ""): t for t in LISTED.values() for word in (t.code, t.tag)}
+_LABELLED = {word: t for t in LABELLED for word in (t.name.upper(), t.code, _TAG.findall(t.tag)[-1])}
 
 
 def get_task(name: str) -> Task:
     """Return the task that users call ``name`` (``gender``), by code (``SGC``) or by tag (``<TRANSCRIBE><GENDER>``).
 
+    Labels combine in any order: ``emotion+age``, without transcript ``emotion+age-only``; codes and tags do, too.
+    The same name gives the same object.
+
     Raises:
         ValueError: no task is called that.
     """
-    known = {**TASKS, **COMBINATIONS}
-    if name in known:
-        return known[name]
     plain = name.upper().replace(" ", "")
-    for task in known.values():
-        if plain in (task.code, task.tag.replace(" ", "")):
-            return task
-    raise ValueError(f"there is no task {name!r}; the tasks are {', '.join(known)}")
+    task = LISTED.get(name) or _SPELLED.get(plain) or _combination(plain)
+    if task is None:
+        raise ValueError(
+            f"there is no task {name!r}; the tasks are {', '.join(LISTED)}; "
+            "labels combine in any order: emotion+age, style+gender-only"
+        )
+    return task
+
+
+def _combination(plain: str) -> Task | None:
+    """Read ``SAP+GENDER-ONLY`` or ``<AGE><GENDER>``; ``None`` where that is no combination of labels."""
+    if plain.startswith("<"):
+        tags = _TAG.findall(plain)
+        if "".join(f"<{tag}>" for tag in tags) != plain:
+            return None
+        transcript = tags[0] == "TRANSCRIBE"
+        words = tags[1:] if transcript else tags
+    else:
+        transcript = not plain.endswith("-ONLY")
+        words = plain.removesuffix("-ONLY").split("+")
+    parts = tuple(_LABELLED[word] for word in words if word in _LABELLED)
+    if not parts or len(set(parts)) < len(words):
+        return None
+    return combine(parts, transcript)

@@ -12,12 +12,14 @@ _AROUND_MARK = re.compile(r"\s*([<>])\s*")
 _UNIT = re.compile(rf"[{HAN}]|[^\s{HAN}]+")
 
 
-def normalize_text(text: str) -> str:
+def normalize_text(text: str, *, lower: bool = True) -> str:
     """Write ``text`` as OSUM's data does: lower case, no space around Han characters nor around ``<`` and ``>``.
 
-    The rule follows the vectors ``process_text`` recorded from ASLP-lab/OSUM.
+    The rule follows the vectors ``process_text`` recorded from ASLP-lab/OSUM. OSUM-Pangu keeps the case of all but pure
+    transcripts (vectors ``process_text2``): ``lower`` is off.
     """
-    return _AROUND_MARK.sub(r"\1", _AROUND_HAN.sub("", text)).lower()
+    text = _AROUND_MARK.sub(r"\1", _AROUND_HAN.sub("", text))
+    return text.lower() if lower else text
 
 
 def split_words(text: str) -> list[str]:
@@ -27,4 +29,4 @@ def split_words(text: str) -> list[str]:
 
 def join_words(words: list[str]) -> str:
     """Undo :func:`split_words`: spaces between words, none around Han characters."""
-    return normalize_text(" ".join(words)).strip()
+    return normalize_text(" ".join(words), lower=False).strip()

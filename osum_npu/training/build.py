@@ -21,8 +21,18 @@ from osum_npu.models.speech_llm import SpeechLLM, lora_fields, make_config
 from osum_npu.models.tokenizer import load_tokenizer, train_tokenizer
 from osum_npu.models.whisper import Block
 from osum_npu.models.whisper_encoder_decoder import START_MARKS, WhisperEncoderDecoder
-from osum_npu.tasks import CHAT_SEPARATOR, TASKS, Utterance, normalize_text, read_prompts, split_words
+from osum_npu.tasks import (
+    CHAT_SEPARATOR,
+    TASKS,
+    Utterance,
+    get_task,
+    normalize_text,
+    read_prompts,
+    split_words,
+    wordings_of,
+)
 from osum_npu.tasks.answer import stamp
+from osum_npu.tasks.form import get_form
 from osum_npu.training.held import hold, llm_learns
 
 _CTC_WORDS = 1000
@@ -119,6 +129,8 @@ def _speech_llm(
         settings.lora,
         ctc_units=spelling_units(utterances) if settings.ctc else None,
         llm_path=llm_path,
+        form=settings.form,
+        begin_of_text=settings.begin_of_text,
     )
     model = SpeechLLM(config, llm)
     if settings.encoder_weights is not None:
@@ -144,17 +156,19 @@ def spelling_units(utterances: Iterable[Utterance]) -> list[str]:
 
 
 def _wordings(recipe: Recipe) -> list[str]:
-    """List the instructions of the eight tasks and of all others that the recipe trains."""
+    """List the instructions of the eight tasks and of all others that the recipe trains, and the form's own texts."""
     wordings, _ = read_prompts(recipe.prompts)
     trained = [name for stage in recipe.stages for name in stage.tasks]
-    return [wording for name in dict.fromkeys([*TASKS, *trained]) for wording in wordings[name]]
+    asked = map(get_task, dict.fromkeys([*TASKS, *trained]))
+    fixed = get_form(recipe.model.form).texts if isinstance(recipe.model, NewModel) else []
+    return [*(wording for task in asked for wording in wordings_of(task, wordings)), *fixed]
 
 
 def new_tokenizer(
     settings: RandomLLM, utterances: Iterable[Utterance], wordings: Iterable[str], stamp_seconds: float
 ) -> Any:
     """Learn a tokenizer from transcripts, replies and instructions; labels and time stamps are one token each."""
-    texts = [text for u in utterances for text in (u.text, u.reply, u.prompt) if text]
+    texts = [text for u in utterances for text in (u.text, u.reply, u.prompt, u.thought) if text]
     texts += wordings
     labels = [f"<{label}>" for task in TASKS.values() for label in task.labels]
     count = round(settings.longest_stamp / stamp_seconds) + 1

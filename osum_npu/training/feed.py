@@ -12,6 +12,7 @@ from osum_npu.data.plan import WeightedSource, servable
 from osum_npu.data.sources import read_source
 from osum_npu.models.whisper_encoder_decoder import TranscriptStart, WhisperEncoderDecoder
 from osum_npu.tasks import Utterance, read_prompts
+from osum_npu.tasks.form import get_form
 from osum_npu.training.build import Trainee
 from osum_npu.training.ranks import Ranks
 from osum_npu.training.skipped import Skipped
@@ -61,11 +62,15 @@ class Feed:
             ValueError: a stage finds nothing to learn in the data, or nothing to be measured by.
         """
         self.tokenizer, self.encoder = tokenizer, model.encoder.config
+        self.form = get_form("osum")
         self.start: TranscriptStart | None = None
         self.max_answer_tokens = self.recipe.data.max_answer_tokens
         if isinstance(model, WhisperEncoderDecoder):
             self.start = TranscriptStart.of(tokenizer)
             self.max_answer_tokens = min(self.max_answer_tokens or model.max_answer_tokens, model.max_answer_tokens)
+        else:
+            self.form = get_form(model.config.form, model.config.begin_of_text)
+            self.form.encode(tokenizer, [], [])  # says now what does not fit
         for stage in self.recipe.stages:  # what would end the last one is said before the first one begins
             if not _serves(self.train, stage):
                 raise ValueError(
@@ -106,6 +111,7 @@ class Feed:
             seed=self.recipe.seed,
             spec_augment=stage.spec_augment if augment else None,
             max_seconds=min(self.recipe.data.max_seconds, self.encoder.max_seconds),
+            form=self.form,
             wordings=self.wordings,
             stamp_seconds=self.recipe.stamp_seconds,
             max_answer_tokens=self.max_answer_tokens,

@@ -183,8 +183,8 @@ def _sizes(model: Trainee) -> SpeechLLMConfig | None:
 
 def _positions(model: Trainee, frames: Sequence[int], batch: Batch) -> list[int]:
     """Return how many positions each question takes in the LLM, or in the decoder."""
-    texts = [len(prompt) + len(answer) for prompt, answer in zip(batch.prompts, batch.answers)]
+    texts = [sum(map(len, parts)) for parts in zip(batch.prompts, batch.after, batch.answers)]
     if not isinstance(model, SpeechLLM):
         return [length - 1 for length in texts]  # the last token predicts nothing
     speech = [model.speech_length(n) + 2 for n in frames]
-    return [length + speech[utterance] for length, utterance in zip(texts, batch.about)]
+    return [length + (0 if about is None else speech[about]) for length, about in zip(texts, batch.about)]

@@ -4,12 +4,14 @@ A rank keeps its rows of every parameter. A block's parameters are gathered when
 its gradients are added up over the ranks and divided again, so frozen weights cost neither gradients nor states.
 
 All ranks have to meet in every block, so each computes equally often in a step: one with less data makes up for it by
-:func:`blank_batch`, whose loss counts nothing.
+:func:`blank_batch`, whose loss counts nothing; and one whose batch is text alone, while others hear something, hears a
+moment of silence (:func:`with_silence`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -95,21 +97,29 @@ def whole_state(model: nn.Module, ranks: Ranks, left_out: Collection[str]) -> di
     return whole
 
 
-def blank_batch(end: int) -> Batch:
-    """Return a batch of silence, for a rank that has no data left in a step; it holds no example.
+def blank_batch(end: int, *, sound: bool) -> Batch:
+    """Return a batch for a rank that has no data left in a step; it holds no example.
 
     Args:
         end: a token id.
+        sound: whether it is about silence, or text alone.
     """
-    samples = round(_BLANK_SECONDS * SAMPLE_RATE)
-    return Batch(
+    blank = Batch(
         examples=[],
-        wave_BS=torch.zeros(1, samples),
-        samples=[samples],
-        about=[0],
+        wave_BS=torch.zeros(0, 0),
+        samples=[],
+        about=[0 if sound else None],
         prompts=[[end]],
+        after=[[]],
         answers=[[end]],
-        spellings=[""],
+        spellings=[],
         drawn=None,
         skipped=[],
     )
+    return with_silence(blank) if sound else blank
+
+
+def with_silence(batch: Batch) -> Batch:
+    """Give a batch without sound a moment of silence to hear, which nobody asks about."""
+    samples = round(_BLANK_SECONDS * SAMPLE_RATE)
+    return replace(batch, wave_BS=torch.zeros(1, samples), samples=[samples], spellings=[""], drawn=None)

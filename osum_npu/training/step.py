@@ -16,7 +16,7 @@ from osum_npu.training.build import Trainee
 from osum_npu.training.meter import Meter
 from osum_npu.training.optimizer import part_of
 from osum_npu.training.ranks import Ranks
-from osum_npu.training.sharding import blank_batch, clip, reshard
+from osum_npu.training.sharding import blank_batch, clip, reshard, with_silence
 
 
 class Computation:
@@ -36,7 +36,7 @@ class Computation:
             end: a token id.
         """
         self.model, self.device, self.dtype, self.ranks, self.sharded = model, device, dtype, ranks, sharded
-        self.blank = blank_batch(end)
+        self.end = end
 
     @torch.no_grad()
     def settle_dtypes(self, stages: Sequence[Stage]) -> None:
@@ -44,7 +44,7 @@ class Computation:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(any(part_of(name) in stage.trainable for stage in stages))
         self.model.eval()
-        self.forward(stages[0], self.blank)
+        self.forward(stages[0], blank_batch(self.end, sound=True))
         reshard(self.model)
 
     def forward(self, stage: Stage, batch: Batch) -> SpeechLLMOutput:
@@ -56,7 +56,7 @@ class Computation:
             features = apply(features, batch.drawn)
         layout = None
         if stage.llm_weight:
-            layout = model.layout(frames, batch.prompts, batch.answers, batch.about).to(self.device)
+            layout = model.layout(frames, batch.prompts, batch.answers, batch.about, batch.after).to(self.device)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
             output: SpeechLLMOutput = model(features, frames, layout, batch.spellings if stage.ctc_weight else None)
         return output
@@ -79,14 +79,17 @@ class Computation:
         spelled = 0
         if stage.ctc_weight and isinstance(self.model, SpeechLLM):
             spelled = sum(len(self.model.ctc_targets(t)) for batch in batches for t in batch.spellings)
-        labels, units, flags = self.ranks.counts(sum(batch.label_count for batch in batches), spelled, int(flag))
+        mine = (sum(batch.label_count for batch in batches), spelled, sum(len(b.samples) for b in batches), int(flag))
+        labels, units, sounds, flags = self.ranks.counts(*mine)
         labels, units = max(1, labels), max(1, units)
         if self.sharded:
-            batches += [self.blank] * (self.ranks.most(len(batches)) - len(batches))
+            blank = blank_batch(self.end, sound=sounds > 0)
+            batches += [blank] * (self.ranks.most(len(batches)) - len(batches))
         total, ctc_total = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         with meter.computing():
             for batch in batches:
-                output = self.forward(stage, batch)
+                silent = self.sharded and sounds > 0 and not batch.samples
+                output = self.forward(stage, with_silence(batch) if silent else batch)
                 loss = stage.llm_weight * output.loss_sum / labels
                 if output.ctc_sum is not None:
                     loss = loss + stage.ctc_weight * output.ctc_sum / units
@@ -105,4 +108,4 @@ class Computation:
         """Add up the gradients of all ranks, scale them to a norm of at most ``limit``; return the norm before."""
         if not self.sharded:
             self.ranks.add_gradients(parameters)
-        return clip(parameters, limit)
+        return clip(parameters, limit).to(self.device)

@@ -88,4 +88,4 @@ class EarlyStop:
 
 
 def _falling(example: Example) -> float:
-    return -(example.utterance.duration or 0.0)
+    return -example.utterance.seconds

@@ -14,7 +14,8 @@ import tiny
 
 from osum_npu import __version__
 from osum_npu.cli.main import main, make_parser
-from osum_npu.evaluation.metrics import HEADLINE
+from osum_npu.evaluation.metrics import headline
+from osum_npu.tasks import get_task
 from osum_npu.training.log import read_log
 
 HEAVY = ("torch", "transformers", "whisper", "pydantic", "scipy", "matplotlib", "numpy", "yaml", "soundfile")
@@ -325,6 +326,21 @@ def test_infer_asks_an_instruction_of_ones_own_where_a_row_brings_none(finished,
     assert run_infer(finished, capsys, "--prompt", "<no_prompt>", folder / "b.wav")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("prompt", "fault"), [("a" * 10000, "the prompt has 10000 characters"), (" ", "--prompt is empty")]
+)
+def test_infer_refuses_an_instruction_that_is_too_long_or_none(finished, folder, capsys, prompt, fault):
+    assert run_infer(finished, capsys, "--prompt", prompt, folder)[0] == 2
+    assert fault in run_infer(finished, capsys, "--prompt", prompt, folder)[2]
+
+
+def test_infer_answers_an_instruction_of_tags_as_any_other(finished, folder, capsys):
+    status, lines, _ = run_infer(finished, capsys, "--prompt", "<asr><|endoftext|><male><|im_end|>[unused10]", folder)
+    assert status == 0
+    assert all("asr" in line["results"] for line in lines)
+    assert not any("<" in line["results"]["asr"]["text"] and ">" in line["results"]["asr"]["text"] for line in lines)
+
+
 @pytest.mark.parametrize("decoding", ["beam", "osum", "osum-echat"])
 def test_infer_by_every_decoding_is_repeated_by_its_seed(finished, folder, capsys, decoding):
     words = ["--tasks", "asr,gender", "--decoding", decoding, "--seed", "3", folder]
@@ -403,7 +419,7 @@ def test_eval_writes_scores_by_task_and_a_page(finished, corpus, tmp_path, capsy
     for name in tasks:
         scores = report["tasks"][name]
         assert scores["n"] == (5 if name != "chat" else min(5, sum("reply" in row for row in [broken, *rows])))
-        assert {metric.key for metric in HEADLINE[name]} <= scores.keys()
+        assert {metric.key for metric in headline(get_task(name))} <= scores.keys()
         assert f"\n{name}" in said
     wer = report["tasks"]["asr"]["wer"]
     assert wer is None or wer >= 0
@@ -429,3 +445,63 @@ def test_eval_of_tasks_without_labels_ends_in_words(finished, corpus, tmp_path, 
     assert main(["eval", "--model", str(finished / "model"), *words]) == 2
     assert "carries labels for asr, gender" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def answering_with_tags(finished, tmp_path):
+    """The trained model as if it had learned OSUM-Pangu's form."""
+    folder = tmp_path / "tags" / "model"
+    shutil.copytree(finished / "model", folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "form": "osum_pangu"}))
+    return folder
+
+
+def test_eval_in_natural_language_compares_wordings_and_stages(answering_with_tags, corpus, tmp_path, capsys):
+    tasks = ["asr", "gender+age-only", "chat", "gender"]
+    words = ["--model", answering_with_tags, "--data", corpus / "dev.jsonl", "--limit", "2", "--natural"]
+    assert main([str(w) for w in ["eval", *words, "--tasks", "asr", "--out", tmp_path / "1"]]) == 0
+    words += ["--tasks", ",".join(tasks), "--out", tmp_path / "2", "--stage", f"stage 1={tmp_path / '1/report.json'}"]
+    assert main([str(w) for w in ["eval", *words]]) == 0
+    said = capsys.readouterr().out
+    report = json.loads((tmp_path / "2/report.json").read_text("utf-8"), parse_constant=pytest.fail)
+    asked = [name for name in tasks if name in report["tasks"]]
+    shown = [name for name in asked if name != "chat"]  # that form shows a chat no instruction
+    following = report["instructions"]["following"]
+    assert {w: set(found["tasks"]) for w, found in following.items()} == {"fixed": set(asked), "natural": set(shown)}
+    assert report["instructions"]["differences"].keys() == set(shown)
+    rows = [json.loads(line) for line in (tmp_path / "2/predictions.jsonl").read_text("utf-8").splitlines()]
+    for name in shown:
+        by_wording = {w: [row for row in rows if (row["task"], row["wording"]) == (name, w)] for w in following}
+        assert [r["key"] for r in by_wording["fixed"]] == [r["key"] for r in by_wording["natural"]]
+        assert not any(r["prompt"] for r in by_wording["fixed"])
+        assert all(r["prompt"] for r in by_wording["natural"])
+    assert "instructions followed" in said
+    page = (tmp_path / "2/report.html").read_text("utf-8")
+    assert "stage 1" in page
+    assert "Instructions followed, by stage" in page
+
+
+@pytest.mark.parametrize(
+    ("stage", "fault"),
+    [("report.json", "--stage wants a name and a report"), ("a=gone.json", "gone.json: the report of a stage cannot")],
+)
+def test_eval_of_a_stage_that_is_not_there(finished, corpus, tmp_path, capsys, stage, fault):
+    words = ["--model", finished / "model", "--data", corpus / "dev.jsonl", "--out", tmp_path, "--stage", stage]
+    assert main([str(w) for w in ["eval", *words]]) == 2
+    assert fault in capsys.readouterr().err
+
+
+# -- instructions
+
+
+def test_data_intents_and_instruct_write_rows_that_data_check_takes(corpus, tmp_path, capsys):
+    words = ["data", "intents", tmp_path / "i", "--train", "40", "--dev", "4", "--test", "20", "--tasks", "age,SER+SAP"]
+    assert main([str(w) for w in words]) == 0
+    assert "occur in train" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "i/test.jsonl").read_text("utf-8").splitlines()]
+    assert {row["intent"] for row in rows} == {"age", "emotion+age"}
+    assert main(["data", "instruct", str(corpus / "dev.jsonl"), str(tmp_path / "dev.jsonl"), "--split", "test"]) == 0
+    assert main(["data", "check", str(tmp_path / "i/test.jsonl"), str(tmp_path / "dev.jsonl")]) == 0
+    assert main(["data", "intents", str(tmp_path), "--tasks", "text2text"]) == 2
+    assert "'text2text' is not asked for by an instruction" in capsys.readouterr().err

@@ -89,6 +89,9 @@ def test_absolute_paths_stay(tmp_path):
 
 # One faulty row between two good ones: what is changed in a good row, and what the fault must say.
 FAULTS = {
+    "long prompt": ({"prompt": "a" * 10000}, "the prompt has 10000 characters"),
+    "unknown intent": ({"prompt": "a", "intent": "agee"}, "intent: there is no task 'agee'"),
+    "intent of nothing": ({"intent": "age"}, "there is no prompt"),
     "no key": ({"key": ABSENT}, "no key"),
     "null key": ({"key": None}, "no key"),
     "empty key": ({"key": " "}, "key is empty"),
@@ -230,6 +233,10 @@ def test_missing_and_empty_manifests(tmp_path):
     [
         ({"task": "<TRANSCRIBE> <GENDER>", "txt": "Hello <MALE>"}, {"text": "hello", "labels": {"gender": "male"}}),
         ({"task": "<TRANSCRIBE><EMOTION>", "txt": "<happy>"}, {"labels": {"emotion": "happy"}}),
+        ({"task": "<EMOTION><AGE>", "txt": "<ANGRY><MIDDLE_AGE>"}, {"labels": {"emotion": "anger", "age": "adult"}}),
+        ({"task": "<TRANSCRIBE>", "txt": "hi", "age": "<YOUTH>"}, {"text": "hi", "labels": {"age": "adult"}}),
+        ({"task": "age-only", "txt": "<OLD>"}, {"labels": {"age": "old"}}),
+        ({"task": "<S2TCHAT>", "txt": "Fine."}, {"reply": "fine."}),
         ({"task": "VED", "txt": "你 好<Throat Clearing>"}, {"text": "你好", "labels": {"event": "throat clearing"}}),
         ({"task": "<TRANSCRIBE> <STYLE>", "txt": "从前<小说>"}, {"text": "从前", "labels": {"style": "有声书"}}),
         (
@@ -303,7 +310,7 @@ def utterances(draw):
             )
         ),
         reply=draw(st.one_of(st.none(), name)),
-        prompt=draw(st.one_of(st.none(), name)),
+        **draw(st.sampled_from([{}, {"prompt": "How old?"}, {"prompt": "How old?", "intent": "emotion+age-only"}])),
     ), Word(text or "", *times)
 
 

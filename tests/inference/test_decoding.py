@@ -124,6 +124,8 @@ def test_the_named_settings():
         "beam": Decoding(beams=4),
         "osum": Decoding(beams=4, sample=True, **released),
         "osum-echat": Decoding(beams=1, sample=True, **released),
+        # ASLP-lab/OSUM-Pangu: top_p and top_k are 1, and nothing is drawn
+        "osum-pangu": Decoding(beams=1, **{**released, "top_k": 0, "top_p": 1.0}),
     }
     assert wanted == DECODINGS
     assert get_decoding("beam") is DECODINGS["beam"]

@@ -1,17 +1,20 @@
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from loud import LONGEST, TOKENIZER, make
 
 from osum_npu import backend
 from osum_npu.checkpoints.model_directory import end_ids, save_model
 from osum_npu.inference.decoding import DECODINGS, Decoding
 from osum_npu.inference.engine import Engine
-from osum_npu.tasks import COMBINATIONS, TASKS, Utterance, prompts, read
+from osum_npu.tasks import COMBINATIONS, TASKS, Utterance, prompts, read, read_prefixed
 
 ASR, GENDER = TASKS["asr"], TASKS["gender"]
 CPU = torch.device("cpu")
@@ -251,3 +254,50 @@ def test_drawing_with_beams_is_repeated_by_the_same_seed_and_the_same_batches(en
     first = raw(0)
     torch.manual_seed(2)
     assert raw(0) == first != raw(1)
+
+
+# -- what users ask for in words of their own
+
+WISHES = st.text(max_size=40) | st.lists(
+    st.sampled_from(
+        ["<asr>", "<age>", "<male>", "<|im_end|>", "<|endoftext|>", "[unused10]", "<s>", "年龄", "\0", " "]
+    ),
+    max_size=8,
+).map("".join)
+
+
+@settings(max_examples=25)
+@given(wishes=st.lists(WISHES, min_size=1, max_size=4))
+@pytest.mark.parametrize("form", ["osum", "osum_pangu"])
+def test_any_instruction_gets_an_answer(tagged, utterances, form, wishes):
+    asked = [replace(utterances[0], key=str(i), prompt=wish) for i, wish in enumerate(wishes)]
+    for row, result in zip(asked, tagged[form].answer(asked, [ASR])):
+        assert result.error is None
+        text, answer = result.raw["asr"], result.answers["asr"]
+        free = form == "osum_pangu" and row.prompt.strip()
+        assert answer == (read_prefixed(text)[1] if free else read(ASR, text))
+        assert not re.search("<[^<>]*>", answer.text or "")
+        assert not (free and answer.intent is None and answer.fault is None)
+
+
+def test_an_instruction_that_is_too_long_is_told_and_the_rest_is_answered(engine, utterances):
+    asked = [replace(utterances[0], prompt="why? " * 2000), utterances[1]]
+    long, good = engine.answer(asked, [ASR])
+    assert long.error == "u0: the prompt has 10000 characters, more than the 4000 that are allowed; shorten it"
+    assert good.error is None
+
+
+def test_what_a_row_s_instruction_is_known_to_ask_for_is_read_as_that(tagged, utterances):
+    row = replace(utterances[0], prompt="male or female?", intent="gender")
+    (result,) = tagged["osum_pangu"].answer([row], [GENDER])
+    assert result.answers["gender"] == read(GENDER, result.raw["gender"])
+
+
+@pytest.fixture(scope="module")
+def tagged():
+    engines = {}
+    for form in ("osum", "osum_pangu"):
+        model = make()
+        model.config.form = form
+        engines[form] = Engine(model, TOKENIZER, CPU, decoding=SHORT)
+    return engines

@@ -5,20 +5,26 @@ import re
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from osum_npu.tasks import (
-    COMBINATIONS,
     HAN,
+    LISTED,
     TASKS,
     Utterance,
+    combine,
     draw_prompt,
     first_prompt,
     get_task,
+    prompt_fault,
     prompts,
     read_prompts,
+    wordings_of,
 )
+from osum_npu.tasks.prompts import PROMPT_CHARACTERS
 
-EVERY = [*TASKS.values(), *COMBINATIONS.values()]
+EVERY = list(LISTED.values())
 PLAIN = Utterance(key="k", wav="k.wav")
 
 
@@ -43,7 +49,7 @@ def test_every_task_is_asked_for_in_both_languages_and_in_words_of_its_own():
 def test_training_draws_from_all_wordings_by_the_generator_alone_and_inference_takes_the_first(task):
     rng = random.Random(5)
     drawn = [draw_prompt(PLAIN, task, prompts(), rng) for _ in range(200)]
-    assert set(drawn) == set(prompts()[task.name])
+    assert {wording.rstrip(":") for wording in drawn} == set(prompts()[task.name])
     rng = random.Random(5)
     assert drawn == [draw_prompt(PLAIN, task, prompts(), rng) for _ in range(200)]
     assert first_prompt(PLAIN, task, prompts()) == prompts()[task.name][0]
@@ -104,3 +110,49 @@ def test_a_file_that_cannot_be_read(tmp_path):
         with pytest.raises(ValueError, match="the prompts cannot be read: ") as caught:
             read_prompts(path)
         assert str(path) in str(caught.value)
+
+
+LABELLED = [task for task in TASKS.values() if task.labels]
+
+
+@given(st.lists(st.sampled_from(LABELLED), min_size=2, unique=True), st.booleans())
+def test_every_combination_is_asked_for_in_words_that_name_its_labels_in_order(parts, transcript):
+    task = combine(tuple(parts), transcript)
+    wordings = wordings_of(task, prompts())
+    assert wordings == wordings_of(task, {})
+    assert first_prompt(PLAIN, task, prompts()) == wordings[0]
+    assert len(set(wordings)) == len(wordings) == 5
+    for wording in wordings:
+        words = NAMES["zh" if re.search(f"[{HAN}]", wording) else "en"]
+        places = [wording.index(words[part.name]) for part in parts]
+        assert places == sorted(places)
+        assert sum(word in wording for word in words.values()) == len(parts)
+    assert wordings_of(task, {task.name: ("a",)}) == ("a",)
+
+
+NAMES = {
+    "zh": {"event": "声音事件", "emotion": "情感", "style": "说话风格", "gender": "性别", "age": "年龄段"},
+    "en": {"event": "sound event", "emotion": "emotion", "style": "style", "gender": "gender", "age": "age group"},
+}
+
+
+def test_the_wishes_of_an_intent_row_stand_behind_a_question_about_them():
+    row = Utterance(key="k", wav="", prompt="how old?", intent="age-only")
+    intent, rng = LISTED["intent"], random.Random(0)
+    assert first_prompt(row, intent, prompts()) == f"{prompts()['intent'][0]}:how old?"
+    assert draw_prompt(row, intent, prompts(), rng).endswith(":how old?")
+    assert first_prompt(row, intent, {"intent": ("<no_prompt>",)}) == "how old?"
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u3000"])
+def test_a_blank_instruction_is_the_task_s_own_wording(blank):
+    row = Utterance(key="k", wav="k.wav", prompt=blank)
+    for task in EVERY[:8]:
+        assert first_prompt(row, task, prompts()) == prompts()[task.name][0]
+
+
+def test_an_instruction_has_a_longest_length_that_is_told():
+    assert prompt_fault(None) == prompt_fault("a" * PROMPT_CHARACTERS) == ""
+    fault = prompt_fault("字" * 10000)
+    assert "10000 characters" in fault
+    assert str(PROMPT_CHARACTERS) in fault

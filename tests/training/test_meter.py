@@ -43,7 +43,7 @@ def test_rates_are_those_of_the_data(corpus, tmp_path, monkeypatch):
         sound = labels = positions = flops = 0
         for batch in [batch for _ in range(2) for batch in next(feed).batches]:
             frames = [frame_count(n) for n in batch.samples]
-            layout = run.model.layout(frames, batch.prompts, batch.answers, batch.about)
+            layout = run.model.layout(frames, batch.prompts, batch.answers, batch.about, batch.after)
             sound += sum(batch.samples) / 16000
             labels += len(layout.label_N)
             positions += int(layout.mask_BL.sum())

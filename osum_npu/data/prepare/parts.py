@@ -83,6 +83,7 @@ def read_table(path: Path) -> dict[str, str]:
 def _with_duration(item: Utterance | Skipped) -> Utterance | Skipped:
     if isinstance(item, Skipped):
         return item
+    assert item.wav is not None
     try:
         return replace(item, duration=probe(item.wav).seconds)
     except AudioError as error:

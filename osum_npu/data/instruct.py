@@ -1,0 +1,111 @@
+"""Data that teaches which task an instruction asks for: instructions alone, and recordings with instructions.
+
+OSUM-Pangu learns the first in its second stage and the second in its third (ASLP-lab/OSUM-Pangu, README.md).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from osum_npu.data.entry import Fault
+from osum_npu.data.manifest import read_manifest, write_manifest
+from osum_npu.files import write_text
+from osum_npu.tasks import Task, Utterance, missing
+from osum_npu.tasks.instructions import LANGUAGES, Split, draw_instruction, shared_ngrams
+
+Part = Literal["train", "dev", "test"]
+PARTS: tuple[Part, ...] = ("train", "dev", "test")
+_SPLIT: Mapping[Part, Split] = {"train": "train", "dev": "train", "test": "test"}
+"""Whose words a part uses: dev says in other sentences what train says, test in other words."""
+_TRIES = 100
+NGRAM = 4
+"""Length of the runs of words that are compared between train and test."""
+
+
+class Intents(NamedTuple):
+    """What :func:`write_intents` wrote."""
+
+    rows: dict[Part, int]
+    shared: float
+    """Share of the runs of :data:`NGRAM` words or Han characters in test that train has, too."""
+
+
+def write_intents(out: Path, counts: Mapping[Part, int], tasks: Sequence[Task], seed: int) -> Intents:
+    """Write ``train.jsonl``, ``dev.jsonl`` and ``test.jsonl``: instructions without sound, each with its task's name.
+
+    Tasks and languages come equally often. No instruction comes twice, in one part or in two.
+
+    Args:
+        out: folder to write.
+        counts: rows by part.
+        tasks: what is asked for.
+        seed: decides everything.
+
+    Raises:
+        ValueError: a task is not asked for by an instruction, or there are fewer instructions than rows.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    used: set[str] = set()
+    told: dict[Part, list[str]] = {}
+    for part in PARTS:
+        rows = list(_intents(part, counts[part], tasks, seed, used))
+        told[part] = [row["prompt"] for row in rows]
+        write_text(out / f"{part}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    shared = shared_ngrams(told["train"], told["test"], NGRAM)
+    return Intents({part: len(prompts) for part, prompts in told.items()}, shared)
+
+
+def _intents(part: Part, count: int, tasks: Sequence[Task], seed: int, used: set[str]) -> Iterator[dict[str, str]]:
+    rng = random.Random(f"intents/{seed}/{part}")
+    wanted = [(task, lang) for lang in LANGUAGES for task in tasks]
+    for number in range(count):
+        task, lang = wanted[number % len(wanted)]
+        for _ in range(_TRIES):
+            prompt = draw_instruction(task, _SPLIT[part], rng, lang)
+            if prompt not in used:
+                break
+        else:
+            raise ValueError(f"there are too few different instructions for {count} rows of {part}; ask for less")
+        used.add(prompt)
+        yield {"key": f"intent_{part}_{number:06d}", "prompt": prompt, "intent": task.name, "lang": lang}
+
+
+def write_instructed(
+    manifest: str | os.PathLike[str], out: Path, tasks: Sequence[Task], split: Split, seed: int
+) -> tuple[int, list[Fault]]:
+    """Write a manifest anew, each recording with an instruction that asks for one of the tasks it can serve.
+
+    A recording that can serve none is left out.
+
+    Args:
+        manifest: of any form, with labels.
+        out: JSONL to write.
+        tasks: what is asked for; of those that a recording can serve, one is drawn.
+        split: whose words to use.
+        seed: decides everything, together with each row's key.
+
+    Returns:
+        (rows written, faults of the manifest).
+
+    Raises:
+        ValueError: the manifest cannot be read, or no recording can serve any of the tasks.
+    """
+    found = read_manifest(manifest)
+    rows = list(_instructed(found.utterances, tasks, split, seed))
+    if not rows:
+        raise ValueError(f"no recording of {manifest} has the labels for {', '.join(task.name for task in tasks)}")
+    return write_manifest(out, rows), found.faults
+
+
+def _instructed(utterances: Sequence[Utterance], tasks: Sequence[Task], split: Split, seed: int) -> Iterator[Utterance]:
+    for utterance in utterances:
+        rng = random.Random(f"instruct/{seed}/{utterance.key}")
+        if possible := [task for task in tasks if not missing(task, utterance)]:
+            task = rng.choice(possible)
+            yield replace(utterance, prompt=draw_instruction(task, split, rng), intent=task.name)

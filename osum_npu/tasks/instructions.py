@@ -1,0 +1,127 @@
+"""What people say when they want something: instructions in natural language, put together from ``instructions.yaml``.
+
+An instruction is one wish or several, in a frame, with or without an opening, chatter, and a word on what is *not*
+wanted. Labels are answered in the order in which they are wished for; the transcript may be wished for first or last.
+Each part belongs to one split, so a model is tested on words that it has not been trained on.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+import yaml
+
+from osum_npu.tasks.task import Task
+from osum_npu.tasks.text import split_words
+
+Split = Literal["train", "test"]
+LANGUAGES = ("zh", "en")
+
+_OPENING, _BEFORE, _AFTER, _REFUSAL = 0.4, 0.2, 0.2, 0.3
+"""How often an instruction has each of these."""
+_SENTENCES = 0.3
+"""How often each wish is a sentence or a question of its own."""
+_TRANSCRIPT_LAST = 0.3
+
+_STOP = {"zh": ("。", "？", ""), "en": (".", "?", " ")}
+"""What ends a wish and a question, and what stands between two sentences."""
+
+
+@cache
+def parts(lang: str, split: Split) -> Mapping[str, Any]:
+    """Return the parts of one language and split, as ``instructions.yaml`` explains them."""
+    told: Mapping[str, Any] = _table()[lang][split]
+    return told
+
+
+@cache
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = yaml.safe_load(files("osum_npu.tasks").joinpath("instructions.yaml").read_text("utf-8"))
+    return table
+
+
+def can_be_asked(task: Task) -> bool:
+    """Say whether an instruction can ask for ``task``: any task about a recording but those that think."""
+    return task.kind in ("text", "chat")
+
+
+def wishes(task: Task) -> tuple[str, ...]:
+    """Return what an instruction has to wish for so that it asks for ``task``, in the order of the answer.
+
+    Raises:
+        ValueError: ``task`` is not asked for by an instruction about a recording.
+    """
+    if not can_be_asked(task):
+        raise ValueError(f"task {task.name!r} is not asked for by an instruction about a recording")
+    asked = ("chat",) if task.kind == "chat" else tuple(choice.name for choice in task.choices)
+    if task.name == "timestamps":
+        return ("timestamps",)
+    return ("asr", *asked) if task.transcript else asked
+
+
+def draw_instruction(task: Task, split: Split, rng: random.Random, lang: str | None = None) -> str:
+    """Make up an instruction that asks for ``task``.
+
+    Args:
+        task: any that can be asked for.
+        split: whose words to use.
+        rng: decides everything.
+        lang: ``zh`` or ``en``; drawn if not given.
+
+    Raises:
+        ValueError: ``task`` is not asked for by an instruction about a recording.
+    """
+    wanted = list(wishes(task))
+    lang = lang or rng.choice(LANGUAGES)
+    told = parts(lang, split)
+    if wanted[0] == "asr" and rng.random() < _TRANSCRIPT_LAST:
+        wanted = [*wanted[1:], "asr"]
+    sentences = list(_sentences(told, wanted, rng, lang) if rng.random() < _SENTENCES else _framed(told, wanted, rng))
+    if rng.random() < _REFUSAL:
+        refusal = rng.choice(told["refusals"]).format(name=rng.choice(told["names"][_unwanted(task, told, rng)]))
+        sentences.insert(rng.choice((0, len(sentences))), refusal)
+    if rng.random() < _BEFORE:
+        sentences.insert(0, rng.choice(told["before"]))
+    if rng.random() < _AFTER:
+        sentences.append(rng.choice(told["after"]))
+    if rng.random() < _OPENING:
+        sentences[0] = rng.choice(told["openings"]) + sentences[0]
+    return _STOP[lang][2].join(sentence[0].upper() + sentence[1:] for sentence in sentences)
+
+
+def _framed(told: Mapping[str, Any], wanted: Sequence[str], rng: random.Random) -> Iterator[str]:
+    """Put all wishes into one frame."""
+    between, last = rng.choice(told["joins"])
+    *first, end = (rng.choice(told["wishes"][wish]) for wish in wanted)
+    yield rng.choice(told["frames"]).format(wish=f"{between.join(first)}{last}{end}" if first else end)
+
+
+def _sentences(told: Mapping[str, Any], wanted: Iterable[str], rng: random.Random, lang: str) -> Iterator[str]:
+    """Make a sentence or a question of each wish."""
+    stop, mark, _ = _STOP[lang]
+    for wish in wanted:
+        if (asked := told["questions"].get(wish)) and rng.random() < 0.5:
+            yield rng.choice(asked) + mark
+        else:
+            yield rng.choice(told["wishes"][wish]) + stop
+
+
+def _unwanted(task: Task, told: Mapping[str, Any], rng: random.Random) -> str:
+    """Draw something that ``task`` does not ask for."""
+    asked = {*wishes(task), "asr"} if task.transcript else {*wishes(task)}
+    return rng.choice([str(wish) for wish in told["names"] if wish not in asked])
+
+
+def shared_ngrams(train: Iterable[str], test: Iterable[str], length: int = 4) -> float:
+    """Return the share of different runs of ``length`` words or Han characters in ``test`` that ``train`` has, too."""
+
+    def ngrams(texts: Iterable[str]) -> set[tuple[str, ...]]:
+        units = (split_words(text.lower()) for text in texts)
+        return {tuple(words[i : i + length]) for words in units for i in range(len(words) - length + 1)}
+
+    tested = ngrams(test)
+    return len(tested & ngrams(train)) / len(tested) if tested else 0.0

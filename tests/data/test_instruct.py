@@ -1,0 +1,75 @@
+"""Rows that teach which task an instruction asks for."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from osum_npu.data.instruct import write_instructed, write_intents
+from osum_npu.data.manifest import read_manifest, write_manifest
+from osum_npu.data.plan import servable
+from osum_npu.tasks import LISTED, TASKS, Utterance, get_task, missing, read, write
+from osum_npu.tasks.instructions import can_be_asked
+
+ASKED = [get_task(name) for name in ("asr", "age", "gender+age-only", "chat-only")]
+COUNTS = {"train": 240, "dev": 40, "test": 80}
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_intents_are_rows_of_text_spread_evenly_and_never_twice(tmp_path):
+    written = write_intents(tmp_path, COUNTS, ASKED, seed=3)
+    assert written.rows == COUNTS
+    found = {part: rows(tmp_path / f"{part}.jsonl") for part in COUNTS}
+    assert all(row.keys() == {"key", "prompt", "intent", "lang"} for part in found.values() for row in part)
+    every = [row["prompt"] for part in found.values() for row in part]
+    assert len(set(every)) == len(every)
+    for part in found.values():
+        assert len(set(Counter((row["intent"], row["lang"]) for row in part).values())) == 1
+    assert written.shared < 0.05  # words of test are its own
+    utterances = read_manifest(tmp_path / "test.jsonl").utterances
+    assert len(utterances) == COUNTS["test"]
+    intent = LISTED["intent"]
+    for utterance in utterances:
+        assert servable(utterance, dict.fromkeys(LISTED, 1)) == [intent]
+        assert read(intent, write(intent, utterance, prefix=True)).intent == utterance.intent
+
+
+def test_the_seed_decides_all(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        write_intents(tmp_path / name, COUNTS, ASKED, seed)
+    a, b, c = ((tmp_path / name / "train.jsonl").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_more_rows_than_instructions_is_an_error_in_words(tmp_path, monkeypatch):
+    monkeypatch.setattr("osum_npu.data.instruct.draw_instruction", lambda *_: "the same")
+    with pytest.raises(ValueError, match="too few different instructions for 240 rows of train"):
+        write_intents(tmp_path, COUNTS, ASKED, 0)
+
+
+def test_recordings_get_instructions_for_what_they_are_labelled_with(tmp_path):
+    labelled = [
+        Utterance(key=f"u{i}", wav=str(tmp_path / "a.wav"), text="hi", labels={"age": "old", "gender": "male"})
+        for i in range(60)
+    ]
+    bare = Utterance(key="bare", wav=str(tmp_path / "a.wav"), reply="hello")
+    nothing = Utterance(key="nothing", wav=str(tmp_path / "a.wav"))
+    write_manifest(tmp_path / "m.jsonl", [*labelled, bare, nothing])
+    assert write_instructed(tmp_path / "m.jsonl", tmp_path / "out.jsonl", ASKED, "train", 0) == (61, [])
+    found = read_manifest(tmp_path / "out.jsonl").utterances
+    assert [u.key for u in found] == [u.key for u in (*labelled, bare)]
+    assert set(Counter(u.intent for u in found)) == {task.name for task in ASKED}
+    assert found[-1].intent == "chat-only"
+    for utterance in found:  # the row is an example of that task alone
+        assert servable(utterance, dict.fromkeys([*LISTED, "gender+age-only"], 1)) == [get_task(utterance.intent)]
+        assert utterance.prompt
+    with pytest.raises(ValueError, match=r"no recording of .* has the labels for emotion"):
+        write_instructed(tmp_path / "m.jsonl", tmp_path / "out.jsonl", [TASKS["emotion"]], "train", 0)
+
+
+def test_every_listed_task_about_a_recording_can_be_asked_for():
+    assert [task.name for task in LISTED.values() if not can_be_asked(task)] == ["chat_think", "text2text", "intent"]
+    assert missing(LISTED["chat_think"], Utterance(key="k", wav="a", reply="b")) == "no thought"

@@ -1,0 +1,128 @@
+"""Instructions in natural language: what they ask for follows from their words, and test words are never trained on."""
+
+import itertools
+import random
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from osum_npu.tasks import HAN, LISTED, TASKS, combine, get_task
+from osum_npu.tasks.instructions import LANGUAGES, draw_instruction, parts, shared_ngrams, wishes
+from osum_npu.tasks.prompts import prompt_fault
+
+LABELLED = [task for task in TASKS.values() if task.labels]
+ASKABLE = [task for task in LISTED.values() if task.kind in ("text", "chat")]
+WISHES = ("asr", "timestamps", "event", "emotion", "style", "gender", "age", "chat")
+SPLITS = ("train", "test")
+every_part = pytest.mark.parametrize(("lang", "split"), [*itertools.product(LANGUAGES, SPLITS)])
+
+
+def flat(value):
+    """All texts of a part of the table."""
+    if isinstance(value, str):
+        return [value]
+    return [text for item in (value.values() if isinstance(value, dict) else value) for text in flat(item)]
+
+
+def phrases(lang, split):
+    return [text for kind in ("wishes", "questions") for text in flat(parts(lang, split)[kind])]
+
+
+def heard(said, lang, split):
+    """What an instruction asks for, found by its words alone: the wish of each phrase, in order of place."""
+    told = parts(lang, split)
+    by_phrase = {text.lower(): wish for kind in ("wishes", "questions") for wish in WISHES
+                 for text in told[kind].get(wish, ())}  # fmt: skip
+    said, places = said.lower(), {}
+    for text in sorted(by_phrase, key=len, reverse=True):  # a phrase within another one is none of its own
+        while (place := said.find(text)) >= 0:
+            places[place] = by_phrase[text]
+            said = said[:place] + "\0" * len(text) + said[place + len(text) :]
+    return [places[place] for place in sorted(places)]
+
+
+@every_part
+def test_every_wish_has_enough_phrases_in_the_language(lang, split):
+    told = parts(lang, split)
+    assert tuple(told["wishes"]) == tuple(told["names"]) == WISHES
+    assert set(told["questions"]) <= set(WISHES)
+    assert all(len(texts) >= (12 if split == "train" else 6) for texts in told["wishes"].values())
+    for text in [*phrases(lang, split), *told["frames"], *told["before"], *told["after"], *told["refusals"]]:
+        assert bool(re.search(f"[{HAN}。]", text)) == (lang == "zh")
+        assert not re.search("[<>]", text)
+    assert all(frame.count("{wish}") == 1 for frame in told["frames"])
+    assert all(refusal.count("{name}") == 1 for refusal in told["refusals"])
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_no_part_of_test_is_in_train(lang):
+    train, test = (parts(lang, split) for split in SPLITS)
+    assert train.keys() == test.keys()
+    for kind in train:
+        ours, theirs = ({text.lower() for text in flat(told[kind])} for told in (train, test))
+        assert len(ours) == len(flat(train[kind])) or kind == "joins"
+        assert not (ours & theirs) - {", ", "，"}, kind  # a comma is nobody's
+    for one, other in itertools.product(phrases(lang, "train"), phrases(lang, "test")):
+        assert one.lower() not in other.lower()
+        assert other.lower() not in one.lower()
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_a_phrase_asks_for_one_wish_only(lang):
+    wish_of = {}
+    for split, kind in itertools.product(SPLITS, ("wishes", "questions")):
+        for wish, texts in parts(lang, split)[kind].items():
+            for text in texts:
+                assert wish_of.setdefault(text.lower(), wish) == wish
+    for one, other in itertools.permutations(wish_of, 2):
+        assert one not in other or wish_of[one] == wish_of[other]
+
+
+COMBINED = st.builds(combine, st.lists(st.sampled_from(LABELLED), min_size=1, unique=True).map(tuple), st.booleans())
+
+
+@given(st.sampled_from(ASKABLE) | COMBINED, st.sampled_from(LANGUAGES), st.sampled_from(SPLITS), st.integers())
+def test_an_instruction_says_what_it_asks_for_in_the_words_of_its_split(task, lang, split, seed):
+    said = draw_instruction(task, split, random.Random(seed), lang)
+    assert said == draw_instruction(task, split, random.Random(seed), lang)
+    found = heard(said, lang, split)
+    assert sorted(found) == sorted(wishes(task))
+    if "asr" in found and len(found) > 1:
+        assert found[0] == "asr" or found[-1] == "asr"
+        found.remove("asr")
+        assert ("asr", *found) == wishes(task)
+    else:
+        assert tuple(found) == wishes(task)
+    assert heard(said, lang, "test" if split == "train" else "train") == []
+    assert "{" not in said
+    assert not prompt_fault(said)
+    told = parts(lang, split)
+    refused = [
+        name
+        for name, refusal in itertools.product(flat(told["names"]), told["refusals"])
+        if refusal.format(name=name).lower() in said.lower()
+    ]
+    wanted = {*wishes(task), *(["asr"] if task.transcript else [])}
+    assert not any(name in told["names"][wish] for name in refused for wish in wanted)
+
+
+@pytest.mark.parametrize("name", ["chat_think", "text2text", "intent"])
+def test_what_no_instruction_asks_for(name):
+    with pytest.raises(ValueError, match=f"task '{name}' is not asked for by an instruction"):
+        draw_instruction(get_task(name), "train", random.Random(0))
+
+
+def test_there_are_many_thousands_in_both_languages():
+    rng = random.Random(0)
+    for split, least in (("train", 0.97), ("test", 0.9)):
+        drawn = [draw_instruction(TASKS["age"], split, rng) for _ in range(4000)]
+        assert len(set(drawn)) > least * len(drawn)
+        assert 0.4 < sum(bool(re.search(f"[{HAN}]", said)) for said in drawn) / len(drawn) < 0.6
+
+
+def test_shared_ngrams_are_counted():
+    assert shared_ngrams(["a b c d e"], ["A b c d", "b c d x"]) == 0.5
+    assert shared_ngrams(["听写一遍"], ["请听写一遍"], 4) == 0.5
+    assert shared_ngrams(["a"], ["b"]) == 0
