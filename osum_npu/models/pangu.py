@@ -69,7 +69,7 @@ def llama_config(**fields: Any) -> Any:
     from transformers import LlamaConfig
 
     rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    theta = fields.get("rope_theta", rope.get("rope_theta"))
+    theta = fields.get("rope_theta") or rope.get("rope_theta")
     missing = [name for name in _REQUIRED if fields.get(name) is None] + (["rope_theta"] if theta is None else [])
     if missing:
         raise ValueError(

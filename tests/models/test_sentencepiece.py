@@ -1,6 +1,5 @@
 """SentencePiece models read without its library, against its library."""
 
-import io
 import random
 import struct
 from functools import cache
@@ -9,42 +8,17 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pangu_folder import HAN, MARKS, WORDS, train
 from sentencepiece import sentencepiece_model_pb2
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from osum_npu.models.sentencepiece import convert, read_model
 
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "lazy",
-    "dog",
-    "hello",
-    "world",
-    "speech",
-    "tell",
-    "used",
-    "un",
-]
-HAN = "今天气很好请转录这段音频并告诉我说话人的年龄和性别情绪风格时间戳你是语助手系统用户"
-MARKS = [f"[unused{i}]" for i in range(30)]
 CONTROL = ["<s>", "</s>", "<unk>"]
 STRANGE = ["😀", "👩\u200d👧", "❤️", "🇨🇳", "龘", "é", "ﬁ", "Ａｂ", "①", "㎏", "Ñ", "\u3000", "\u00a0", "\u2028"]
 SIGNS = ["\t", "\n", "\r", "\r\n", "\x00", "\x01", "\x1f", "\x7f", "\u200b", "\ufeff"]
 LOOKALIKES = ["<0x41>", "<0xE4>", "▁", "<|im_end|>", "[unused", "unused3]", "[unused99]", "［unused3］", "[[unused1]]"]
 RANGES = [(0x20, 0x7E), (0xA1, 0x2FF), (0x3041, 0x9FFF), (0xAC00, 0xD7A3), (0x1F300, 0x1F6FF), (0x20000, 0x2A6DF)]
-
-
-def sentence(draw):
-    parts = []
-    for _ in range(draw.randint(3, 12)):
-        han, number = "".join(draw.choices(HAN, k=draw.randint(1, 5))), str(draw.randint(0, 999))
-        parts.append(draw.choice([draw.choice(WORDS), han, number, draw.choice("，。！？,.!?<>[]{}:;-_")]))
-    return draw.choice([" ", ""]).join(parts)
 
 
 def texts(count, seed=0):
@@ -72,28 +46,6 @@ MODELS = {
     "bare": {"add_dummy_prefix": False, "remove_extra_whitespaces": False},
     "no bytes": {"byte_fallback": False},
 }
-
-
-def train(kind, **options):
-    """A model file of the library's own training."""
-    draw, content = random.Random(0), io.BytesIO()
-    settings = {"byte_fallback": True, "normalization_rule_name": "identity", **options}
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([sentence(draw) for _ in range(2000)]),
-        model_writer=content,
-        model_type=kind,
-        vocab_size=700,
-        user_defined_symbols=MARKS,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        num_threads=1,
-        hard_vocab_limit=False,
-        minloglevel=2,
-        **settings,
-    )
-    return content.getvalue()
 
 
 @pytest.fixture(scope="module")
