@@ -46,6 +46,8 @@ class SpeechLLMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
         lora: dict[str, Any] | None = None,
         ctc_units: list[str] | None = None,
         llm_path: str | None = None,
+        form: str = "osum",
+        begin_of_text: str = "none",
         **kwargs: Any,
     ) -> None:
         """Take plain dictionaries, as JSON does.
@@ -58,11 +60,14 @@ class SpeechLLMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
             ctc_units: labels, words and characters that a CTC head on the encoder spells, an auxiliary loss;
                 ``None`` for no head.
             llm_path: hub name or folder of the base LLM where the model directory does not hold its weights.
+            form: the fixed texts around instruction and speech, by name (:data:`osum_npu.tasks.form.FormName`).
+            begin_of_text: which texts begin with the tokenizer's ``<s>`` (:data:`osum_npu.tasks.form.BeginOfText`).
             kwargs: what every transformers configuration takes.
         """
         super().__init__(**kwargs)
         self.encoder, self.adapter, self.llm = encoder or {}, adapter or {}, llm or {}
         self.lora, self.ctc_units, self.llm_path = lora, ctc_units, llm_path
+        self.form, self.begin_of_text = form, begin_of_text
 
 
 class SpeechLLMOutput(NamedTuple):
@@ -370,6 +375,8 @@ def make_config(
     *,
     ctc_units: list[str] | None = None,
     llm_path: str | None = None,
+    form: str = "osum",
+    begin_of_text: str = "none",
 ) -> SpeechLLMConfig:
     """Make a model configuration of typed parts."""
     return SpeechLLMConfig(
@@ -379,6 +386,8 @@ def make_config(
         lora=None if lora is None else lora_fields(lora),
         ctc_units=ctc_units,
         llm_path=llm_path,
+        form=form,
+        begin_of_text=begin_of_text,
     )
 
 

@@ -244,7 +244,9 @@ def test_tokenizer_settings_are_heeded(folder, tmp_path):
 # -- recipes and plans
 
 
-TUNE = "stages=[{name: a, trainable: [adapter, lora], steps: 2, learning_rate: 1e-3, batch_seconds: 6, tasks: {asr: 1}}]"
+TUNE = (
+    "stages=[{name: a, trainable: [adapter, lora], steps: 2, learning_rate: 1e-3, batch_seconds: 6, tasks: {asr: 1}}]"
+)
 
 
 def test_a_recipe_trains_on_it(folder, corpus, tmp_path):
