@@ -17,8 +17,8 @@ OWN_POSITIONS = "encoder.positional_embedding"
 LLM_PREFIXES = ("llama_model.base_model.model.", "llama_model.")
 """Of the LLM's tensors: with LoRA, and without."""
 SPEECH_HEADS = {"speaker_head": "<|endoftext|>", "speech_head": "<|im_end|>"}
-"""The head for speech tokens is called so in OSUM, and so in OSUM-EChat and OSUM-Pangu; with the mark that ends an answer
-of the first two. OSUM-Pangu's is its tokenizer's own."""
+"""The head for speech tokens is called so in OSUM, and so in OSUM-EChat and OSUM-Pangu; with the mark that ends an
+answer of the first two. OSUM-Pangu's is its tokenizer's own."""
 ALIASES = {"embed_tokens.weight": "model.embed_tokens.weight", "lm_head.weight": "lm_head.weight"}
 """Tensors of the LLM that the state dict holds a second time."""
 

@@ -7,16 +7,17 @@ import pangu_folder
 import pytest
 import recorded
 import torch
-from safetensors.torch import load_file, save_file
 
 from osum_npu.checkpoints import osum
+from osum_npu.checkpoints.conversion import read_llm_config
 from osum_npu.checkpoints.model_directory import end_ids, load_model
 from osum_npu.checkpoints.osum_keys import LLM_PREFIXES, is_pangu, own_name, reference_key
 from osum_npu.checkpoints.osum_sizes import find_faults, read_sizes
-from osum_npu.checkpoints.shards import as_bytes
+from osum_npu.checkpoints.shards import as_bytes, read_weights
 from osum_npu.cli.main import main
+from osum_npu.models.llm import build_llm
 from osum_npu.models.lora import is_lora
-from osum_npu.models.speech_llm import SpeechLLM
+from osum_npu.models.speech_llm import SpeechLLMConfig, peft_name
 from osum_npu.planning.sizes import build_on_meta, llm_sizes
 
 GOLDEN, OSUM = recorded.read("osum_pangu.json"), recorded.read("osum.json")
@@ -144,11 +145,11 @@ HUGE = "FreedomIntelligence/openPangu-Embedded-7B-V1.1"
 
 
 def full_size(*, lora=True):
-    """A checkpoint of the released shapes; a tensor of it is one number that is repeated.
+    """A checkpoint of the released shapes; a tensor of it is one number that is repeated, of the base LLM nought.
 
     Names are those that were recorded, with 24 blocks of the encoder and 34 layers of the LLM.
     """
-    small = {key: tensor for key, tensor in (original() if lora else without_lora(original())).items()}
+    small = original() if lora else without_lora(original())
     sizes = {"llm": {48: 4096, 24: 1024, 80: 12800, 300: 153376}, "encoder": {32: 1024, 128: 4096}}
     state = {}
     for key, tensor in small.items():
@@ -162,7 +163,8 @@ def full_size(*, lora=True):
             continue
         names = [re.sub(r"(layers|encoders)\.0\.", rf"\1.{i}.", key) for i in range(count)] if count else [key]
         for name in dict.fromkeys(names):
-            state[name] = torch.full([], 0.5, dtype=torch.bfloat16).expand(shape)
+            base = key.startswith(PLAIN) and ".lora_" not in key
+            state[name] = torch.full([], 0.0 if base else 0.5, dtype=torch.bfloat16).expand(shape)
     width = sizes["encoder"][32]
     state["encoder.embed.pos_enc.pe"] = recorded.sinusoids(30000, width)[None].bfloat16()
     state["speech_transformer.embed.pos_enc.pe"] = recorded.interleaved(5000, width)[None].bfloat16()
@@ -194,14 +196,55 @@ def test_full_size_is_the_published_one(lora):
     assert {reference_key(name, prefix): name for name in named.values()} == {key: name for key, name in named.items()}
 
 
-def sparse_weights(path, shapes):
-    """Write safetensors of zeros as a file of nothing but a header; reading it takes no room on the disk."""
+def write_noughts(path, tensors):
+    """Write safetensors of noughts as a header and a hole, which takes no room on the disk."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, shape in shapes.items():
-        begin, end = end, end + 2 * torch.Size(shape).numel()
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
+
+
+@pytest.mark.slow  # compares 16 GB of noughts with 16 GB of noughts, and writes 1 GB
+def test_full_size_there_and_back(llm, tmp_path, monkeypatch):
+    state = full_size()
+    with torch.device("meta"):
+        base = build_llm(llm_sizes(HUGE)).bfloat16().state_dict()
+    folder = tmp_path / "llm"
+    folder.mkdir()
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        (folder / name).write_bytes((llm / name).read_bytes())
+    sizes = {**llm_sizes(HUGE), "model_type": "PanguEmbedded", "bias": True}
+    (folder / "config.json").write_text(json.dumps(sizes), "utf-8")
+    write_noughts(folder / "model.safetensors", base)
+    torch.save(state, tmp_path / "infer.pt")
+    assert (tmp_path / "infer.pt").stat().st_size < 100e6
+    target = tmp_path / "model"
+    assert main(["convert", "osum", str(tmp_path / "infer.pt"), str(target), "--llm", str(folder)]) == 0
+
+    config = SpeechLLMConfig.from_pretrained(target)
+    assert (config.llm_path, config.form) == (str(folder), "osum_pangu")
+    config.llm, config.llm_path = read_llm_config(config.llm_path), None
+    model = build_on_meta(config)
+    kept = {name: tensor.shape for name, tensor in read_weights(target).items()}
+    kept |= {name: tensor.shape for name, tensor in read_weights(target, "adapter_model").items()}
+    lacking = {
+        n: t.shape for n, t in model.state_dict().items() if kept.get(peft_name(n) if is_lora(n) else n) != t.shape
+    }
+    assert {name.removeprefix("llm.").replace(".base_layer", ""): shape for name, shape in lacking.items()} == {
+        name: tensor.shape for name, tensor in base.items()
+    }
+    assert (millions(model, is_lora), millions(model, lambda name: name.startswith("adapter."))) == (131.47, 52.49)
+
+    written = {}
+    monkeypatch.setattr(osum, "write_torch_file", lambda tensors, _: written.update(tensors))  # 17 GB
+    osum.export_osum(target, tmp_path / "again.pt")
+    assert list(written) == list(state)
+    assert {k: (t.shape, t.dtype) for k, t in written.items()} == {k: (t.shape, t.dtype) for k, t in state.items()}
+    small = [key for key, tensor in state.items() if tensor.numel() < 5e7]
+    assert len(small) > len(state) - 150
+    assert [key for key in small if not torch.equal(written[key], state[key])] == []
