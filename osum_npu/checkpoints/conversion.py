@@ -77,10 +77,10 @@ def read_llm_config(llm: str) -> dict[str, Any]:
     Raises:
         ValueError: there is no LLM of that name.
     """
-    from transformers import AutoConfig
+    from osum_npu.models.llm import read_config
 
     try:
-        config: dict[str, Any] = AutoConfig.from_pretrained(llm).to_dict()
+        config: dict[str, Any] = read_config(llm).to_dict()
     except Exception as error:  # transformers raises many kinds
         raise ValueError(
             f"the LLM {llm!r} has no configuration that can be read: {error}; wanted a folder with config.json and a "

@@ -1,4 +1,4 @@
-"""Checkpoints of OSUM and OSUM-EChat: into a model directory, and back.
+"""Checkpoints of OSUM, OSUM-EChat and OSUM-Pangu: into a model directory, and back.
 
 A reference file is one state dict with everything in it, the base LLM too. A model directory made from it has two more
 files than others: ``unused.safetensors`` with what this project's models do not compute with (codec embeddings, a head
@@ -19,7 +19,7 @@ from torch import Tensor
 from osum_npu import __version__
 from osum_npu.checkpoints.conversion import lies_in, read_llm_config, read_tokenizer
 from osum_npu.checkpoints.model_directory import replacement, write_companions
-from osum_npu.checkpoints.osum_keys import OWN_POSITIONS, SPEECH_HEADS, own_name, without_lora
+from osum_npu.checkpoints.osum_keys import OWN_POSITIONS, SPEECH_HEADS, is_pangu, own_name, without_lora
 from osum_npu.checkpoints.osum_sizes import copied_keys, find_faults, read_sizes
 from osum_npu.checkpoints.shards import DTYPES, read_weights, spooled, write_weights
 from osum_npu.checkpoints.sidecar import read_sidecar
@@ -75,9 +75,14 @@ def import_osum(
     if faults := find_faults(state, copies, config):
         raise ValueError("\n".join([f"{source} does not fit OSUM with the LLM {llm}:", *faults]))
     tokenizer = read_tokenizer(llm)
-    end = next(mark for head, mark in SPEECH_HEADS.items() if f"{head}.weight" in state)
-    if end in tokenizer.get_vocab():
-        tokenizer.eos_token = end
+    if is_pangu(state):
+        config.form = "osum_pangu"
+        # its training encodes the fixed texts as a plain call does, and all others without special tokens
+        config.begin_of_text = "fixed" if tokenizer("").input_ids else "none"
+    else:
+        end = next(mark for head, mark in SPEECH_HEADS.items() if f"{head}.weight" in state)
+        if end in tokenizer.get_vocab():
+            tokenizer.eos_token = end
 
     ours, unused = _split({key: tensor for key, tensor in state.items() if key not in copies})
     ours[OWN_POSITIONS] = sinusoids(config.encoder["max_frames"], config.encoder["width"])
@@ -104,7 +109,10 @@ def import_osum(
         write_weights(temporary, "unused", unused, unused.__getitem__)
         content = {"source": source.name, "tensors": record, "copies": copies, "sidecar": sidecar}
         (temporary / RECORD).write_text(json.dumps(content, ensure_ascii=False, indent=1, default=str) + "\n", "utf-8")
-        write_companions(temporary, tokenizer, config.encoder["n_mels"], _card(source, llm, sidecar, merge=merge))
+        system = "OSUM-Pangu" if config.form == "osum_pangu" else "OSUM"
+        write_companions(
+            temporary, tokenizer, config.encoder["n_mels"], _card(source, system, llm, sidecar, merge=merge)
+        )
     return config
 
 
@@ -195,7 +203,7 @@ def _merge(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     return kept, updates
 
 
-def _card(source: Path, llm: str, sidecar: Mapping[str, Any], *, merge: bool) -> str:
+def _card(source: Path, system: str, llm: str, sidecar: Mapping[str, Any], *, merge: bool) -> str:
     """Write ``README.md`` of the model directory."""
     settings = {name: sidecar[name] for name in ("tag", "step", "epoch", "save_time") if name in sidecar}
     told = ", ".join(f"{name} {value}" for name, value in settings.items())
@@ -207,7 +215,7 @@ tags: [speech, speech-llm]
 
 # A speech-understanding model
 
-Converted by osum-npu {__version__} from `{source.name}`, a checkpoint of OSUM{f" ({told})" if told else ""}.
+Converted by osum-npu {__version__} from `{source.name}`, a checkpoint of {system}{f" ({told})" if told else ""}.
 Base LLM: `{Path(llm).name if Path(llm).is_dir() else llm}`{", LoRA folded in" if merge else ""}.
 
 ```sh

@@ -1,6 +1,6 @@
-"""Names of tensors in checkpoints of OSUM and OSUM-EChat, and in this project's models.
+"""Names of tensors in checkpoints of OSUM, OSUM-EChat and OSUM-Pangu, and in this project's models.
 
-Source: ASLP-lab/OSUM, wenet/llm_asr/llmasr_model.py and wenet/transformer.
+Source: ASLP-lab/OSUM and ASLP-lab/OSUM-Pangu, wenet/llm_asr/llmasr_model.py and wenet/transformer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ OWN_POSITIONS = "encoder.positional_embedding"
 LLM_PREFIXES = ("llama_model.base_model.model.", "llama_model.")
 """Of the LLM's tensors: with LoRA, and without."""
 SPEECH_HEADS = {"speaker_head": "<|endoftext|>", "speech_head": "<|im_end|>"}
-"""The head for speech tokens is called so in OSUM, and so in OSUM-EChat; with the mark that ends an answer there."""
+"""The head for speech tokens is called so in OSUM, and so in OSUM-EChat and OSUM-Pangu; with the mark that ends an
+answer of the first two. OSUM-Pangu's is its tokenizer's own."""
 ALIASES = {"embed_tokens.weight": "model.embed_tokens.weight", "lm_head.weight": "lm_head.weight"}
 """Tensors of the LLM that the state dict holds a second time."""
 
@@ -44,7 +45,13 @@ _MODULES = {
 }
 """The reference's modules, and this project's; N is the number of a block."""
 _REFERENCE_MODULES = {ours: theirs for theirs, ours in _MODULES.items()}
+_PANGU = re.compile(r".*\.self_attn\.o_proj\.(base_layer\.)?bias")
 _NUMBER = re.compile(r"(?<=\.encoders\.)\d+|(?<=\.blocks\.)\d+")
+
+
+def is_pangu(keys: Iterable[str]) -> bool:
+    """Whether the LLM is openPangu, and so the system OSUM-Pangu: only its attention has a bias behind the heads."""
+    return any(key.startswith(LLM_PREFIXES) and _PANGU.fullmatch(key) for key in keys)
 
 
 def own_name(key: str) -> str | None:

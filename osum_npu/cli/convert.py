@@ -10,7 +10,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Register the verb and its systems."""
     parser = subparsers.add_parser("convert", help="turn checkpoints of other systems into model directories, and back")
     systems = parser.add_subparsers(title="systems", required=True, metavar="SYSTEM")
-    osum = systems.add_parser("osum", help="OSUM, and the understanding part of OSUM-EChat")
+    osum = systems.add_parser("osum", help="OSUM, OSUM-Pangu, and the understanding part of OSUM-EChat")
     osum.add_argument("source", type=Path, help="its .pt file; a model directory with --to-reference")
     osum.add_argument("target", type=Path, help="model directory to write; a .pt file with --to-reference")
     osum.add_argument("--llm", help="folder or hub name of the base LLM; needed, but with --to-reference")

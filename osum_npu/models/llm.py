@@ -5,16 +5,18 @@ Shapes: B sequences, T positions, H heads, D head width, C channels.
 
 from __future__ import annotations
 
+from functools import partial
 from types import MethodType
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from osum_npu import functional
+from osum_npu.models import pangu
 
 ATTENTION = "osum_npu"
 """Name under which transformers knows this project's attention."""
@@ -226,12 +228,25 @@ def merge_projections(llm: nn.Module) -> None:
             module.merge()
 
 
+def read_config(name_or_path: str) -> PreTrainedConfig:
+    """Read the configuration of a decoder from a folder or a hub; code that may lie beside it is never run.
+
+    Raises:
+        OSError: there is none.
+        ValueError: transformers does not know it, or a field of it is missing.
+    """
+    fields, _ = PreTrainedConfig.get_config_dict(name_or_path)
+    if fields.get("model_type") == pangu.MODEL_TYPE:
+        return pangu.llama_config(**fields)
+    return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+
+
 def build_llm(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Build a decoder with random weights from a transformers configuration (``model_type`` and sizes)."""
     settings = dict(config)
-    llm: PreTrainedModel = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(settings.pop("model_type"), **settings), dtype=dtype
-    )
+    model_type = settings.pop("model_type")
+    make = pangu.llama_config if model_type == pangu.MODEL_TYPE else partial(AutoConfig.for_model, model_type)
+    llm: PreTrainedModel = AutoModelForCausalLM.from_config(make(**settings), dtype=dtype)
     return use_own_ops(llm)
 
 
@@ -242,15 +257,24 @@ def load_llm(name_or_path: str, dtype: torch.dtype | Literal["auto"] = torch.flo
     mapped and not copied: the processes of a machine share them.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is none of that name, or its files lack a tensor of it.
     """
     try:
-        config = AutoConfig.from_pretrained(name_or_path)
+        config = read_config(name_or_path)
         config.dtype = None  # it may say another than the files have
-        llm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name_or_path, config=config, dtype=dtype)
-    except OSError as error:
+        llm: PreTrainedModel
+        llm, found = AutoModelForCausalLM.from_pretrained(
+            name_or_path, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"the LLM {name_or_path!r} cannot be loaded: {error}; wanted a folder or a name on a hub "
             "(a model directory names its LLM in config.json, as llm_path)"
         ) from error
+    if missing := sorted(found["missing_keys"]):
+        more = ", ".join(sorted(found["unexpected_keys"])[:5]) or "nothing"
+        raise ValueError(
+            f"the weights of the LLM {name_or_path!r} lack {len(missing)} tensors of {type(llm).__name__}, among them "
+            f"{', '.join(missing[:5])}; what they have besides: {more}"
+        )
     return use_own_ops(llm)

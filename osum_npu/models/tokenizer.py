@@ -8,21 +8,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from osum_npu.models import pangu
 from osum_npu.tasks.text import HAN
 
 END = "<|endoftext|>"
 
 
 def load_tokenizer(name_or_path: str) -> Any:
-    """Load the tokenizer of a released LLM from a folder or a hub, as its files describe it."""
+    """Load the tokenizer of a released LLM from a folder or a hub, as its files describe it; their code is not run."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
+    from transformers.utils import has_file
 
+    settings = get_tokenizer_config(name_or_path)
+    kind = settings.get("tokenizer_class")
+    if kind == pangu.TOKENIZER_CLASS and not has_file(name_or_path, "tokenizer.json"):
+        return pangu.load_tokenizer(name_or_path, settings)
     # AutoTokenizer would replace the way in which a tokenizer of no family splits words by that of the LLM's family.
-    of_no_family = get_tokenizer_config(name_or_path).get("tokenizer_class") in (
-        "TokenizersBackend",
-        "PreTrainedTokenizerFast",
-    )
+    of_no_family = kind in ("TokenizersBackend", "PreTrainedTokenizerFast", pangu.TOKENIZER_CLASS)
     return (PreTrainedTokenizerFast if of_no_family else AutoTokenizer).from_pretrained(name_or_path)
 
 
