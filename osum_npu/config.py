@@ -161,6 +161,9 @@ class Stage:
     questions: int = Field(
         default=1, ge=1, le=8, description="tasks asked about each utterance of a step; its sound is encoded once"
     )
+    natural: float = Field(
+        default=0.0, ge=0, le=1, description="share of the questions asked in natural language, made up anew each time"
+    )
     warmup_steps: int = Field(default=0, ge=0, description="steps in which the learning rate rises")
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = Field(
         default="linear", description="how the learning rate falls after that; inverse_sqrt is OSUM's WarmupLR"

@@ -18,6 +18,7 @@ from osum_npu.data.plan import Example
 from osum_npu.tasks import Prompts, Task, Utterance, draw_prompt, prompts, spell, write
 from osum_npu.tasks.answer import STAMP_SECONDS
 from osum_npu.tasks.form import Form, get_form
+from osum_npu.tasks.instructions import can_be_asked, draw_instruction
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Collator:
     """The fixed texts that the model learns."""
     wordings: Prompts = field(default_factory=prompts)
     """Instructions by task."""
+    natural: float = 0.0
+    """Share of the questions that are asked in natural language."""
     stamp_seconds: float = STAMP_SECONDS
     """Resolution of written word times."""
     max_answer_tokens: int | None = None
@@ -137,7 +140,11 @@ class Collator:
         )
 
     def _ask(self, row: Utterance, task: Task, rng: random.Random) -> str:
-        return self.start(task, row) if self.start else draw_prompt(row, task, self.wordings, rng)
+        if self.start:
+            return self.start(task, row)
+        if self.natural and not row.prompt and can_be_asked(task) and rng.random() < self.natural:
+            return draw_instruction(task, "train", rng)
+        return draw_prompt(row, task, self.wordings, rng)
 
     def _answers(self, examples: Sequence[Example]) -> list[list[list[int]]]:
         """Return the token ids of each example's answers, all made in one call of the tokenizer."""

@@ -33,6 +33,7 @@ from osum_npu.tasks import (
 )
 from osum_npu.tasks.answer import stamp
 from osum_npu.tasks.form import get_form
+from osum_npu.tasks.task import PREFIXES
 from osum_npu.training.held import hold, llm_learns
 
 _CTC_WORDS = 1000
@@ -118,7 +119,8 @@ def _speech_llm(
         llm_path, tokenizer = settings.llm.path, load_tokenizer(settings.llm.path)
         llm = load_llm(llm_path, loaded_dtype)
     else:
-        tokenizer = new_tokenizer(settings.llm, utterances, _wordings(recipe), recipe.stamp_seconds)
+        prefix = get_form(settings.form).prefix
+        tokenizer = new_tokenizer(settings.llm, utterances, _wordings(recipe), recipe.stamp_seconds, prefix=prefix)
         end = tokenizer.eos_token_id
         own = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
         llm_config = {**settings.llm.config, **own}
@@ -165,12 +167,22 @@ def _wordings(recipe: Recipe) -> list[str]:
 
 
 def new_tokenizer(
-    settings: RandomLLM, utterances: Iterable[Utterance], wordings: Iterable[str], stamp_seconds: float
+    settings: RandomLLM,
+    utterances: Iterable[Utterance],
+    wordings: Iterable[str],
+    stamp_seconds: float,
+    *,
+    prefix: bool = False,
 ) -> Any:
-    """Learn a tokenizer from transcripts, replies and instructions; labels and time stamps are one token each."""
+    """Learn a tokenizer from transcripts, replies and instructions; labels and time stamps are one token each.
+
+    With ``prefix`` so are the tags that answers begin with, and labels as such answers write them.
+    """
     texts = [text for u in utterances for text in (u.text, u.reply, u.prompt, u.thought) if text]
     texts += wordings
     labels = [f"<{label}>" for task in TASKS.values() for label in task.labels]
+    if prefix:
+        labels += [label.upper() for label in labels] + [f"<{tag}>" for tag in PREFIXES.values()]
     count = round(settings.longest_stamp / stamp_seconds) + 1
     stamps = [stamp(i * stamp_seconds, stamp_seconds) for i in range(count)]
     return train_tokenizer(texts, [*dict.fromkeys(labels), CHAT_SEPARATOR, *stamps], settings.vocabulary)

@@ -113,6 +113,7 @@ class Feed:
             max_seconds=min(self.recipe.data.max_seconds, self.encoder.max_seconds),
             form=self.form,
             wordings=self.wordings,
+            natural=stage.natural,
             stamp_seconds=self.recipe.stamp_seconds,
             max_answer_tokens=self.max_answer_tokens,
             start=self.start,

@@ -185,3 +185,20 @@ def test_of_several_questions_only_those_with_a_long_answer_are_left_out(tokeniz
     assert tokenizer.decode(batch.answers[0][:-1]) == "<old><male>"
     assert (whole.about, batch.about) == ([0, 0, 1], [0])
     assert (batch.prompts, batch.answers) == (whole.prompts[1:2], whole.answers[1:2])
+
+
+def test_some_questions_are_asked_in_natural_language(tokenizer, examples):
+    """By the share that the stage wants; a row's own instruction stays; in the words of training alone."""
+    fixed = {tuple(ids) for ids in tokenizer([*prompts()["gender"], "say it"]).input_ids}
+
+    def natural(share, epochs=150):
+        made = [tuple(collator(tokenizer, natural=share)(examples[4:6], epoch).prompts) for epoch in range(epochs)]
+        assert all(tuple(own) in fixed for _, own in made)
+        return [tuple(asked) for asked, _ in made if tuple(asked) not in fixed]
+
+    assert natural(0.0, 20) == []
+    assert 0.3 < len(natural(0.5)) / 150 < 0.7
+    every = natural(1.0)
+    assert len(every) == 150
+    assert len(set(every)) > 140, "they are made up anew"
+    assert every[:3] == [tuple(collator(tokenizer, natural=1.0)(examples[4:5], epoch).prompts[0]) for epoch in range(3)]
