@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import launching
@@ -12,7 +13,7 @@ import soundfile
 import torch
 
 from osum_npu.config import load_recipe
-from osum_npu.data.manifest import write_manifest
+from osum_npu.data.manifest import read_manifest, write_manifest
 from osum_npu.tasks import TASKS, Utterance, Word
 
 RATE = 16000
@@ -108,6 +109,24 @@ def write_corpus(manifest, count, seed=0):
             )
         )
     write_manifest(manifest, utterances)
+
+
+def write_dialogues(manifest, corpus, seed=0):
+    """Write the rows of ``corpus``, every other with a thought, and half as many rows about text alone."""
+    rng = np.random.default_rng(seed)
+    heard = [
+        replace(u, thought=f"heard {u.text}" if i % 2 else None) for i, u in enumerate(read_manifest(corpus).utterances)
+    ]
+    texts = []
+    for i in range(len(heard) // 2):
+        said = " ".join(rng.choice([word for word in TONES if word.isascii()], int(rng.integers(1, 12))))
+        asked = ("how old is the speaker?", "gender and emotion, please")[i // 2 % 2]
+        fields = {"prompt": f"{said}: {asked}", "intent": ("age", "gender+emotion-only")[i // 2 % 2]}
+        if i % 2:
+            fields = {"prompt": f"say the last of {said}", "reply": said.split()[-1]}
+        texts.append(Utterance(key=f"text_{manifest.stem}_{i:03d}", wav=None, **fields))
+    write_manifest(manifest, [*heard, *texts])
+    return manifest
 
 
 def silence(seconds):

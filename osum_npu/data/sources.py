@@ -32,10 +32,8 @@ def read_source(path: str | Path, max_seconds: float) -> tuple[list[Utterance], 
         if isinstance(known, str):
             skipped.append(f"{path}: {known}")
         elif known.seconds > max_seconds:
-            what = "" if known.wav is not None else "its text counts for "
-            skipped.append(
-                f"{path}: {known.key}: {what}{known.seconds:.2f} s is longer than max_seconds, {max_seconds:g} s"
-            )
+            what = "is longer" if known.wav is not None else "that its text counts for is more"
+            skipped.append(f"{path}: {known.key}: {known.seconds:.2f} s {what} than max_seconds, {max_seconds:g} s")
         else:
             usable.append(known)
     if not usable:

@@ -52,6 +52,7 @@ def test_osum_s_form_is_the_instruction_alone():
 
 
 def encode(text):
+    """With marks, as the fixed texts are."""
     return Tokenizer()([text], add_special_tokens=False).input_ids[0]
 
 
