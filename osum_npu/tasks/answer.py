@@ -88,6 +88,14 @@ def _missing_in_text(task: Task, utterance: Utterance) -> str:
     return "" if utterance.reply else "no reply"
 
 
+def marks(*, prefix: bool = False) -> list[str]:
+    """List what answers hold besides words and times: labels and separators; with ``prefix`` the tags, too."""
+    labels = [f"<{label}>" for task in TASKS.values() for label in task.labels]
+    if prefix:
+        labels = [*(label.upper() for label in labels), *(f"<{tag}>" for tag in _TAG_OF_PREFIX), THINK, THINK_END]
+    return [*dict.fromkeys(labels), CHAT_SEPARATOR]
+
+
 def stamp(seconds: float, resolution: float = STAMP_SECONDS) -> str:
     """Write one time, rounded to ``resolution``: ``<1.24>``, or ``<1.2>`` at 0.1 s."""
     return f"<{round(seconds / resolution) * resolution:.{1 if resolution >= 0.1 else 2}f}>"

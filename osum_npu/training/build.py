@@ -22,7 +22,6 @@ from osum_npu.models.tokenizer import load_tokenizer, train_tokenizer
 from osum_npu.models.whisper import Block
 from osum_npu.models.whisper_encoder_decoder import START_MARKS, WhisperEncoderDecoder
 from osum_npu.tasks import (
-    CHAT_SEPARATOR,
     TASKS,
     Utterance,
     get_task,
@@ -31,7 +30,7 @@ from osum_npu.tasks import (
     split_words,
     wordings_of,
 )
-from osum_npu.tasks.answer import stamp
+from osum_npu.tasks.answer import marks, stamp
 from osum_npu.tasks.form import get_form
 from osum_npu.training.held import hold, llm_learns
 
@@ -90,7 +89,7 @@ def _whisper(
         model = WhisperEncoderDecoder.from_pretrained(settings.path, settings.dropout)
         return model, AutoTokenizer.from_pretrained(settings.path)
     llm = RandomLLM(kind="random", config={})
-    tokenizer = new_tokenizer(llm, utterances, _wordings(recipe), recipe.stamp_seconds)
+    tokenizer = new_tokenizer(llm, utterances, _wordings(recipe), recipe.stamp_seconds, prefix=False)
     tokenizer.add_tokens(list(START_MARKS), special_tokens=True)
     end, sizes = tokenizer.eos_token_id, settings.config or {}
     own = {
@@ -118,7 +117,8 @@ def _speech_llm(
         llm_path, tokenizer = settings.llm.path, load_tokenizer(settings.llm.path)
         llm = load_llm(llm_path, loaded_dtype)
     else:
-        tokenizer = new_tokenizer(settings.llm, utterances, _wordings(recipe), recipe.stamp_seconds)
+        prefix = get_form(settings.form).prefix
+        tokenizer = new_tokenizer(settings.llm, utterances, _wordings(recipe), recipe.stamp_seconds, prefix)
         end = tokenizer.eos_token_id
         own = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
         llm_config = {**settings.llm.config, **own}
@@ -165,12 +165,11 @@ def _wordings(recipe: Recipe) -> list[str]:
 
 
 def new_tokenizer(
-    settings: RandomLLM, utterances: Iterable[Utterance], wordings: Iterable[str], stamp_seconds: float
+    settings: RandomLLM, utterances: Iterable[Utterance], wordings: Iterable[str], stamp_seconds: float, prefix: bool
 ) -> Any:
-    """Learn a tokenizer from transcripts, replies and instructions; labels and time stamps are one token each."""
+    """Learn a tokenizer from transcripts, replies and instructions; labels, time stamps and tags are one token each."""
     texts = [text for u in utterances for text in (u.text, u.reply, u.prompt, u.thought) if text]
     texts += wordings
-    labels = [f"<{label}>" for task in TASKS.values() for label in task.labels]
     count = round(settings.longest_stamp / stamp_seconds) + 1
     stamps = [stamp(i * stamp_seconds, stamp_seconds) for i in range(count)]
-    return train_tokenizer(texts, [*dict.fromkeys(labels), CHAT_SEPARATOR, *stamps], settings.vocabulary)
+    return train_tokenizer(texts, [*marks(prefix=prefix), *stamps], settings.vocabulary)

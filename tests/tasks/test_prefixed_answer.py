@@ -1,5 +1,7 @@
 """Answers that begin with the tags of their task, as OSUM-Pangu's do."""
 
+import re
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ from osum_npu.tasks import (
     split_words,
     write,
 )
+from osum_npu.tasks.answer import marks
 from osum_npu.tasks.task import PREFIXES
 
 LABELLED = [task for task in TASKS.values() if task.labels]
@@ -150,6 +153,13 @@ def test_the_wrong_tags_are_told_and_the_rest_is_read():
         None, Answer(text="Hello", fault="no tags of a task at the beginning of 'Hello<MALE>'"),
     )  # fmt: skip
     assert read(TASKS["asr"], "<asr><asr>a").intent is None
+
+
+@given(utterances(), HEARD, st.booleans())
+def test_all_marks_of_an_answer_are_listed(utterance, task, prefix):
+    known = {*marks(prefix=prefix), *marks()[-1:]}
+    found = re.findall(r"<[^<>\d][^<>]*>", write(task, utterance, prefix=prefix))
+    assert set(found) <= known | ({"<think>", "<think end>"} if task.kind == "chat_think" else set())
 
 
 PIECES = st.sampled_from(
