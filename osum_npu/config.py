@@ -366,9 +366,12 @@ def _stage_contradictions(model: Mapping[str, Any], stage: Mapping[str, Any]) ->
     tasks, first = stage.get("tasks"), dict[str, str]()
     for name in tasks if isinstance(tasks, dict) else ():
         try:
-            task = get_task(name).name
+            asked = get_task(name)
         except ValueError:  # said by the check of the field
             continue
+        task = asked.name
+        if kind == "whisper" and not asked.hears:
+            yield ("tasks", name), "is about text alone, which a model of kind whisper has no LLM for"
         if task in first:
             yield ("tasks", name), f"is the same task as {first[task]!r}; give it one weight"
         first.setdefault(task, name)
