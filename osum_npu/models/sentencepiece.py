@@ -186,13 +186,9 @@ def _algorithm(model: SentencePieceModel) -> Any:
 def _merges(model: SentencePieceModel) -> list[tuple[str, str]]:
     """List every pair of pieces whose sum is a piece, the best piece first: what is merged is decided by its score."""
     normal = set(model.texts(_NORMAL))
-    merges = []
-    for piece in sorted((p for p in model.pieces if p.kind == _NORMAL), key=lambda piece: -piece.score):
-        text = piece.text
-        # Of two pairs that overlap and give the same piece (ab·a, a·ba), SentencePiece merges the left one.
-        places = sorted(range(len(text) - 1, 0, -1), key=lambda i: not text.startswith(text[i:]))
-        merges += [(text[:i], text[i:]) for i in places if text[:i] in normal and text[i:] in normal]
-    return merges
+    pieces = sorted((piece for piece in model.pieces if piece.kind == _NORMAL), key=lambda piece: -piece.score)
+    ways = ((piece.text[:i], piece.text[i:]) for piece in pieces for i in range(1, len(piece.text)))
+    return [(left, right) for left, right in ways if left in normal and right in normal]
 
 
 def _splitter(model: SentencePieceModel) -> Any:

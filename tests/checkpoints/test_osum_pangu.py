@@ -193,7 +193,7 @@ def test_full_size_is_the_published_one(lora):
     named = {key: own_name(key) for key in state if key not in copies and own_name(key)}
     prefix = LORA if lora else PLAIN
     assert set(named.values()) == set(model.state_dict()) - {"encoder.positional_embedding"}
-    assert {reference_key(name, prefix): name for name in named.values()} == dict(named.items())
+    assert {reference_key(name, prefix): name for name in named.values()} == named
 
 
 def write_noughts(path, tensors):

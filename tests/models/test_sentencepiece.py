@@ -91,7 +91,7 @@ def differences(pairs, their):
 
 
 CASES = [
-    (kind, form, 10_000 if form in ("usual", "rules") else 1_500) for kind in ("bpe", "unigram") for form in MODELS
+    (kind, form, 12_000 if form in ("usual", "rules") else 1_500) for kind in ("bpe", "unigram") for form in MODELS
 ]
 
 
@@ -102,7 +102,7 @@ def test_ids_and_texts_of_the_library(kind, form, count, files):
     written = [text for text in written if not any(mark in text for mark in CONTROL)]
     prefixed = MODELS[form].get("add_dummy_prefix", True)
     asked = [text for text in written if not (prefixed and marked.normalize_str(text) in MARKS)]
-    assert len(asked) > 0.85 * count
+    assert len(asked) > (10_000 if count == 12_000 else 0.8 * count)
     want = their.encode(asked)
     pairs = dict(zip(asked, zip(ids(tokenizer, asked), want)))
     assert differences(pairs, their) == []
@@ -214,18 +214,24 @@ def test_a_mark_that_its_own_rules_change_is_refused(tmp_path):
         convert(read_model(path))
 
 
-def test_of_two_pairs_that_overlap_the_left_one_is_merged(tmp_path):
-    """Pieces ab, ba and aba: of ab·a·ba, the library makes aba·ba."""
+def test_merges_follow_the_scores_in_any_vocabulary(tmp_path):
+    """Pieces of a and b alone, so that everything overlaps, with scores that no training would give."""
     message = sentencepiece_model_pb2.ModelProto.FromString(train("bpe", add_dummy_prefix=False))
     del message.pieces[3 + len(MARKS) + 256 :]
-    best = [("ab", -1.0), ("aba", -2.0), ("ababa", -9.0), ("a", -20.0), ("b", -21.0), ("c", -22.0), ("ba", -3.0)]
-    for text, score in best:
-        message.pieces.add(piece=text, score=score)
-    path = tmp_path / "tokenizer.model"
-    path.write_bytes(message.SerializeToString())
     draw = random.Random(0)
-    written = ["".join(draw.choices("abc", [5, 4, 1], k=draw.randint(1, 14))) for _ in range(2000)]
-    assert ids(fast(path), written) == library(path).encode(written)
+    for number in range(60):
+        pieces = ["a", "b"]
+        while len(pieces) < 10:
+            text = draw.choice(pieces) + draw.choice(pieces)
+            pieces += [] if text in pieces else [text]
+        draw.shuffle(pieces)
+        changed = sentencepiece_model_pb2.ModelProto.FromString(message.SerializeToString())
+        for score, text in enumerate(pieces):
+            changed.pieces.add(piece=text, score=-score)
+        path = tmp_path / f"{number}.model"
+        path.write_bytes(changed.SerializeToString())
+        written = ["".join(draw.choices("ab", k=draw.randint(1, 16))) for _ in range(60)]
+        assert ids(fast(path), written) == library(path).encode(written), pieces
 
 
 def test_scores_are_read_as_they_stand(files):
