@@ -54,7 +54,7 @@ class Computation:
             batch.wave_BS.to(self.device), torch.tensor(batch.samples, device=self.device), model.encoder.config.n_mels
         )
         frames = [frame_count(n) for n in batch.samples]
-        if batch.drawn is not None:
+        if batch.drawn:
             features = apply(features, batch.drawn)
         layout = None
         if stage.llm_weight:
