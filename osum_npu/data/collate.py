@@ -41,7 +41,7 @@ class Batch:
     spellings: list[str]
     """What the CTC head should spell of each sound: the transcript and all labels; empty where there is neither."""
     drawn: list[Drawn] | None
-    """What augmentation hides of each sound."""
+    """What augmentation hides of each sound; ``None`` without augmentation."""
     skipped: list[str]
     """Utterances that could not be read: ``key: reason``."""
 

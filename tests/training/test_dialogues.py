@@ -38,7 +38,8 @@ def changes(folder, *more):
     tasks = ", ".join(f"{name}: {weight}" for name, weight in TASKS.items())
     stage = (
         f"{{name: all, trainable: [encoder, ctc, adapter, lora], steps: {STEPS}, learning_rate: 3e-3, ctc_weight: 0.3,"
-        f" batch_seconds: {SECONDS}, micro_batch_seconds: {MICRO}, tasks: {{{tasks}}}}}"
+        f" batch_seconds: {SECONDS}, micro_batch_seconds: {MICRO}, spec_augment: {{time_frames: 10}},"
+        f" tasks: {{{tasks}}}}}"
     )
     return [
         *tiny.WITHOUT_CHANCE[:3],
