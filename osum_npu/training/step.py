@@ -52,7 +52,7 @@ class Computation:
         model = self.model
         features = log_mel(batch.wave_BS.to(self.device), batch.samples, model.encoder.config.n_mels)
         frames = [frame_count(n) for n in batch.samples]
-        if batch.drawn is not None:
+        if batch.drawn:
             features = apply(features, batch.drawn)
         layout = None
         if stage.llm_weight:
