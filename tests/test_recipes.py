@@ -1,8 +1,11 @@
-"""Every recipe that is shipped can be read, the words around it are true, and OSUM's run through all their stages."""
+"""Every recipe that is shipped can be read and is told truly; those of OSUM and OSUM-Pangu run through all stages."""
 
+import json
 import os
+import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,20 +17,25 @@ from transformers import WhisperForConditionalGeneration
 from osum_npu.checkpoints.model_directory import load_model
 from osum_npu.checkpoints.whisper import encoder_state
 from osum_npu.config import NewModel, SavedModel, dump_recipe, load_recipe
+from osum_npu.data.instruct import write_instructed, write_intents
 from osum_npu.evaluation.run import evaluate
 from osum_npu.planning.devices import find_device, read_devices
 from osum_npu.planning.estimate import How, cut, memory_by_part, trace_step
 from osum_npu.planning.sizes import read_sizes
 from osum_npu.planning.step import Speech
-from osum_npu.tasks import TASKS
+from osum_npu.tasks import TASKS, get_task, read_prompts
+from osum_npu.tasks.form import get_form
 from osum_npu.training.log import read_log
 from osum_npu.training.loop import train
 
 ROOT = Path(__file__).parents[1]
-OSUM = ROOT / "recipes" / "osum"
-FILES = sorted((ROOT / "recipes").rglob("*.yaml"))
+OSUM, PANGU = ROOT / "recipes" / "osum", ROOT / "recipes" / "osum_pangu"
+TAGS = PANGU / "tags.yaml"
+"""Wordings, no recipe."""
+FILES = sorted({*(ROOT / "recipes").rglob("*.yaml")} - {TAGS})
 CARDS = {"cards_1": 1, "cards_8": 8, "cards_3x8": 24}
-"""Devices that layers over OSUM's stages are for."""
+"""Devices that layers over the stages of OSUM and OSUM-Pangu are for."""
+LAST = {OSUM: "stage2.yaml", PANGU: "stage3.yaml"}
 LAYERS = [path for path in FILES if path.parent.name == "tiny" or path.stem in CARDS]
 """Each lies over another recipe."""
 RECIPES = [path for path in FILES if path not in LAYERS]
@@ -41,12 +49,26 @@ def layers(path):
     """A recipe, or what a layer lies over and the layer."""
     if path in RECIPES:
         return [path]
-    return [OSUM / "stage2.yaml" if path.stem in CARDS else path.parents[1] / path.name, path]
+    return [path.parent / LAST[path.parent] if path.stem in CARDS else path.parents[1] / path.name, path]
+
+
+def every_file_is_told(folder):
+    """But for those of folders with a README.md of their own."""
+    told = (folder / "README.md").read_text("utf-8")
+    own = {path.parent for path in folder.rglob("README.md")} - {folder}
+    paths = [path for path in folder.rglob("*.*") if path.name != "README.md" and not own & {*path.parents}]
+    files = [path.relative_to(folder).as_posix() for path in paths if "__pycache__" not in path.parts]
+    assert [file for file in files if f"[{file}]({file})" not in told] == []
 
 
 def test_there_are_recipes():
     assert {"quickstart/recipe.yaml", "osum/stage1.yaml", "osum/stage2.yaml"} <= {name(path) for path in RECIPES}
     assert {"osum/tiny/stage1.yaml", "osum/tiny/stage2.yaml"} <= {name(path) for path in LAYERS}
+    stages = [f"stage{number}.yaml" for number in (1, 2, 3)]
+    assert {f"osum_pangu/{file}" for file in stages} <= {name(path) for path in RECIPES}
+    assert {"osum_pangu/cards_8.yaml", *(f"osum_pangu/tiny/{file}" for file in stages)} <= {
+        name(path) for path in LAYERS
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
@@ -147,30 +169,188 @@ def test_osum_runs_through_all_stages_in_small(corpus, tmp_path):
     assert report.scores["gender"]["n"] == 2
 
 
-@pytest.mark.slow  # four processes import torch
-def test_the_script_of_osum_goes_from_whisper_to_a_score(corpus, tmp_path):
-    words = "stages.0.steps=1 stages.0.batch_seconds=24 data.workers=0"
-    env = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "STAGE1": f"{OSUM}/tiny/stage1.yaml {words}",
-        "STAGE2": f"{OSUM}/tiny/stage2.yaml {words} stages.1.steps=1 stages.1.batch_seconds=24",
-        "OSUM_BACKEND": "cpu",
-        "OMP_NUM_THREADS": "1",
-    }
+ONE_STEP = "stages.0.steps=1 stages.0.batch_seconds=24 data.workers=0"
+
+
+def run_script(folder, corpus, tmp_path, **words):
+    """Run a folder's run.sh on tones, one process for each verb; return the folder that it wrote."""
+    path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "OSUM_BACKEND": "cpu", "OMP_NUM_THREADS": "1", **words}
     data = [str(corpus / f"{part}.jsonl") for part in ("train", "dev", "dev")]
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "osum-npu").write_text(f'#!/bin/sh\nexec {sys.executable} -m osum_npu "$@"\n')
     (tmp_path / "bin" / "osum-npu").chmod(0o755)
-    env["PATH"] = f"{tmp_path / 'bin'}:{env['PATH']}"
-    done = subprocess.run([OSUM / "run.sh", *data, tmp_path / "run"], env=env, capture_output=True, text=True)
+    done = subprocess.run([folder / "run.sh", *data, tmp_path / "run"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "report" / "report.json").exists()
+    return tmp_path / "run"
+
+
+@pytest.mark.slow  # four processes import torch
+def test_the_script_of_osum_goes_from_whisper_to_a_score(corpus, tmp_path):
+    out = run_script(
+        OSUM,
+        corpus,
+        tmp_path,
+        STAGE1=f"{OSUM}/tiny/stage1.yaml {ONE_STEP}",
+        STAGE2=f"{OSUM}/tiny/stage2.yaml {ONE_STEP} stages.1.steps=1 stages.1.batch_seconds=24",
+    )
+    assert (out / "report" / "report.json").exists()
 
 
 def test_every_file_and_stage_of_osum_is_told():
+    every_file_is_told(OSUM)
     told = (OSUM / "README.md").read_text("utf-8")
-    files = [path.relative_to(OSUM).as_posix() for path in OSUM.rglob("*.*") if path.name != "README.md"]
-    assert [file for file in files if f"[{file}]({file})" not in told] == []
     stages = yaml.safe_load((OSUM / "stage2.yaml").read_text("utf-8"))["stages"]
     assert [stage["name"] for stage in stages if f"`fire_module: {stage['name']}`" not in told] == []
+
+
+PANGU_STAGES = ("stage1", "stage2", "stage3")
+
+
+def pangu(file, *over):
+    return load_recipe([PANGU / f"{file}.yaml", *(PANGU / f"{layer}.yaml" for layer in over)])
+
+
+@pytest.mark.parametrize("file", PANGU_STAGES)
+def test_osum_pangu_learns_as_the_release_does(file):
+    recipe = pangu(file)
+    (stage,) = recipe.stages
+    assert (stage.learning_rate, stage.schedule, stage.warmup_steps) == (5e-4, "inverse_sqrt", 2000)
+    assert (stage.betas, stage.eps, stage.weight_decay, stage.clip) == ((0.9, 0.99), 1e-6, 0.01, 5)
+    assert (recipe.checkpoint_every, recipe.seed, recipe.precision) == (2500, 777, "bfloat16")
+    assert recipe.data.max_seconds == 4000 / 100
+    with_cards = pangu(file, "cards_8")
+    assert (with_cards.stages, with_cards.model, with_cards.data) == (recipe.stages, recipe.model, recipe.data)
+    accum_grad = 4
+    assert stage.batch_seconds == 8 * accum_grad * stage.micro_batch_seconds
+
+
+def test_osum_pangus_model_has_the_published_form():
+    first, second, third = map(pangu, PANGU_STAGES)
+    encoder, adapter, lora = first.model.encoder, first.model.adapter, second.model.lora
+    assert (encoder.width, encoder.layers, encoder.heads, encoder.max_frames) == (1024, 24, 16, 30000)
+    assert (adapter.layers, adapter.heads, adapter.feed_forward) == (4, 4, 2560)
+    assert (first.model.lora, lora.rank, lora.alpha, lora.dropout) == (None, 64, 32, 0.1)
+    assert set(lora.targets) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj"}
+    assert get_form(first.model.form) == get_form("osum_pangu")
+    assert goes_on(second, first)
+    assert goes_on(third, second)
+    assert [recipe.stages[0].trainable for recipe in (first, second, third)] == [
+        ("adapter",),
+        ("lora",),
+        ("encoder", "adapter", "lora"),
+    ]
+
+
+def test_osum_pangus_first_stage_asks_by_tags_alone():
+    recipe = pangu("stage1")
+    wordings, ignored = read_prompts(ROOT / recipe.prompts)
+    assert (ROOT / recipe.prompts, ignored) == (TAGS, "")
+    shown = get_form(recipe.model.form).prompt
+    for task in map(get_task, recipe.stages[0].tasks):
+        assert task.hears
+        assert task.kind not in shown or wordings[task.name] == (task.tag,)
+
+
+def test_osum_pangus_second_stage_is_about_text_and_its_third_about_all():
+    first, second, third = map(pangu, PANGU_STAGES)
+    assert set(second.stages[0].tasks) == {"intent"}
+    assert set(third.stages[0].tasks) == {*first.stages[0].tasks, "intent", "text2text"}
+    assert set(TASKS) <= set(first.stages[0].tasks)
+    sources = third.data.train
+    assert {name: sources[name] for name in first.data.train} == first.data.train
+    natural = {name: source for name, source in sources.items() if name.startswith("natural_")}
+    assert {name.removeprefix("natural_"): source.weight for name, source in natural.items()} == {
+        name: source.weight for name, source in first.data.train.items()
+    }
+
+
+def model_to_plan():
+    """The model of stage 1 with the LoRA of stage 2: what there will be once both are trained."""
+    return replace(pangu("stage1").model, lora=pangu("stage2").model.lora)
+
+
+def test_osum_pangu_is_planned_with_the_model_that_it_will_have():
+    told = (PANGU / "README.md").read_text("utf-8")
+    (line,) = [line for line in told.splitlines() if line.startswith("model=")]
+    (override,) = shlex.split(line.removeprefix("model="))
+    planned, wanted = load_recipe([PANGU / "stage3.yaml"], [override]).model, model_to_plan()
+    for part in ("encoder", "adapter", "llm", "lora"):
+        assert getattr(planned, part) == getattr(wanted, part), part
+
+
+@pytest.mark.slow(reason="traces of steps with 8 billion parameters take a minute")
+@pytest.mark.parametrize("file", PANGU_STAGES)
+def test_osum_pangu_fits_its_devices(file):
+    recipe, (name, device) = pangu(file, "cards_8"), find_device("910B", read_devices())
+    recipe = recipe if file == "stage1" else replace(recipe, model=model_to_plan())
+    how = How.of(recipe, 8, Speech(prompt_tokens=80))
+    count, _ = cut(recipe.stages[0], how)
+    traced = trace_step(read_sizes(recipe), recipe.stages[0], torch.bfloat16, device, how, count, 1)
+    memory = sum(memory_by_part(traced, device, how, torch.bfloat16).values())
+    assert memory < 0.8 * device.memory, f"{file} on 8 × {name}"
+
+
+def test_osum_pangu_runs_through_all_stages_in_small(corpus, tmp_path):
+    """The recipes with their tiny layers, two steps a stage; each begins with what the one before learned."""
+    asked = [TASKS["asr"], TASKS["gender"]]
+    write_intents(tmp_path, {"train": 40, "dev": 8, "test": 4}, asked, 0)
+    for part in ("train", "dev"):
+        write_instructed(corpus / f"{part}.jsonl", tmp_path / f"natural_{part}.jsonl", asked, "train", 0)
+
+    def run(file, natural, *changes):
+        places = {"all": corpus / "{}.jsonl"} if file == "stage1" else {"intents": tmp_path / "{}.jsonl"}
+        places |= {"natural": tmp_path / "natural_{}.jsonl", "fixed": corpus / "{}.jsonl"} if natural else {}
+        sources = []
+        for part in ("train", "dev"):
+            paths = ", ".join(f"{name}: {{path: '{str(path).format(part)}'}}" for name, path in places.items())
+            sources.append(f"data.{part}={{{paths}}}")
+        few = [f"stages.0.{change}" for change in ("steps=2", "batch_seconds=24", "micro_batch_seconds=12")]
+        tiny_layers = [PANGU / f"{file}.yaml", PANGU / "tiny" / f"{file}.yaml"]
+        recipe = load_recipe(tiny_layers, [*sources, *few, *changes, f"out={tmp_path / file}", "data.workers=0"])
+        return train(recipe)
+
+    with tiny.one_thread():
+        first = run("stage1", False, f"prompts={TAGS}")
+        second = run("stage2", False, f"model.path={first}")
+        third = run("stage3", True, f"model.path={second}")
+    states = [load_model(folder)[0].state_dict() for folder in (first, second, third)]
+
+    def moved(before, after):
+        """Parts in which a tensor differs; names without LoRA have it nowhere."""
+        plain = {key.replace(".base_layer", ""): tensor for key, tensor in before.items()}
+        parts = {key: "lora" if ".lora_" in key else key.split(".")[0] for key in after}
+        known = {key: plain.get(key.replace(".base_layer", "")) for key in after}
+        return {parts[key] for key in after if known[key] is None or not torch.equal(known[key], after[key])}
+
+    assert moved(states[0], states[1]) == {"lora"}
+    assert any(tensor.any() for key, tensor in states[1].items() if ".lora_B" in key), "LoRA has learned"
+    assert moved(states[1], states[2]) == {"encoder", "adapter", "marks", "lora"}
+    data = [corpus / "dev.jsonl", tmp_path / "test.jsonl"]
+    tasks = [get_task("gender"), get_task("intent")]
+    with tiny.one_thread():
+        report = evaluate(third, data, tasks, tmp_path / "report", limit=2, natural=True)
+    assert {name: scores["n"] for name, scores in report.scores.items()} == {"gender": 2, "intent": 2}
+    assert {wording: found["all"]["n"] for wording, found in report.instructions["following"].items()} == {
+        "fixed": 2,
+        "natural": 2,
+    }
+
+
+@pytest.mark.slow  # nine processes import torch
+def test_the_script_of_osum_pangu_goes_from_instructions_to_a_comparison(corpus, tmp_path):
+    stages = {f"STAGE{n}": f"{PANGU}/tiny/stage{n}.yaml {ONE_STEP}" for n in (1, 2, 3)}
+    words = {"INTENTS": "--train 40 --dev 8 --test 8", "EVAL": "--limit 2 --tasks asr,gender,intent"}
+    out = run_script(PANGU, corpus, tmp_path, **stages, **words)
+    for report in ("report_stage1", "report_stage2", "report"):
+        found = json.loads((out / report / "report.json").read_text("utf-8"))["instructions"]
+        assert set(found["following"]) == {"fixed", "natural"}
+        assert set(found["differences"]) >= {"gender"}
+
+
+def test_every_file_and_stage_of_osum_pangu_is_told():
+    every_file_is_told(PANGU)
+    told = (PANGU / "README.md").read_text("utf-8")
+    for recipe in map(pangu, PANGU_STAGES):
+        assert f"`{recipe.stages[0].name}`" in told
+        assert [name for name in recipe.data.train if f"`{name.removeprefix('natural_')}`" not in told] == []
