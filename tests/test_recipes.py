@@ -17,7 +17,7 @@ from transformers import WhisperForConditionalGeneration
 from osum_npu.checkpoints.model_directory import load_model
 from osum_npu.checkpoints.whisper import encoder_state
 from osum_npu.config import NewModel, SavedModel, dump_recipe, load_recipe
-from osum_npu.data.instruct import write_instructed, write_intents
+from osum_npu.data.intents import write_intents
 from osum_npu.evaluation.run import evaluate
 from osum_npu.planning.devices import find_device, read_devices
 from osum_npu.planning.estimate import How, cut, memory_by_part, trace_step
@@ -259,10 +259,7 @@ def test_osum_pangus_second_stage_is_about_text_and_its_third_about_all():
     assert set(TASKS) <= set(first.stages[0].tasks)
     sources = third.data.train
     assert {name: sources[name] for name in first.data.train} == first.data.train
-    natural = {name: source for name, source in sources.items() if name.startswith("natural_")}
-    assert {name.removeprefix("natural_"): source.weight for name, source in natural.items()} == {
-        name: source.weight for name, source in first.data.train.items()
-    }
+    assert 0 < third.stages[0].natural < 1
 
 
 def model_to_plan():
@@ -295,12 +292,10 @@ def test_osum_pangu_runs_through_all_stages_in_small(corpus, tmp_path):
     """The recipes with their tiny layers, two steps a stage; each begins with what the one before learned."""
     asked = [TASKS["asr"], TASKS["gender"]]
     write_intents(tmp_path, {"train": 40, "dev": 8, "test": 4}, asked, 0)
-    for part in ("train", "dev"):
-        write_instructed(corpus / f"{part}.jsonl", tmp_path / f"natural_{part}.jsonl", asked, "train", 0)
 
-    def run(file, natural, *changes):
+    def run(file, recordings, *changes):
         places = {"all": corpus / "{}.jsonl"} if file == "stage1" else {"intents": tmp_path / "{}.jsonl"}
-        places |= {"natural": tmp_path / "natural_{}.jsonl", "fixed": corpus / "{}.jsonl"} if natural else {}
+        places |= {"recordings": corpus / "{}.jsonl"} if recordings else {}
         sources = []
         for part in ("train", "dev"):
             paths = ", ".join(f"{name}: {{path: '{str(path).format(part)}'}}" for name, path in places.items())
@@ -353,4 +348,4 @@ def test_every_file_and_stage_of_osum_pangu_is_told():
     told = (PANGU / "README.md").read_text("utf-8")
     for recipe in map(pangu, PANGU_STAGES):
         assert f"`{recipe.stages[0].name}`" in told
-        assert [name for name in recipe.data.train if f"`{name.removeprefix('natural_')}`" not in told] == []
+        assert [name for name in recipe.data.train if f"`{name}`" not in told] == []

@@ -38,17 +38,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     intents.add_argument("--train", type=_positive, default=20000, help="training rows (default: %(default)s)")
     intents.add_argument("--dev", type=_positive, default=500, help="development rows (default: %(default)s)")
     intents.add_argument("--test", type=_positive, default=2000, help="test rows (default: %(default)s)")
-    _add_instruction_arguments(intents)
+    add_tasks_argument(intents, "all", everything="all that the documentation lists and an instruction can ask for")
+    intents.add_argument("--seed", type=int, default=0, help="the same seed makes the same instructions")
     intents.set_defaults(run=run_intents)
-
-    instruct = verbs.add_parser("instruct", help="give each recording an instruction in natural language")
-    instruct.add_argument("manifest", type=Path, help="a manifest of any form, with labels")
-    instruct.add_argument("out", type=Path, help="JSONL to write")
-    instruct.add_argument(
-        "--split", choices=("train", "test"), default="train", help="whose words to use (default: train)"
-    )
-    _add_instruction_arguments(instruct)
-    instruct.set_defaults(run=run_instruct)
 
     pack = verbs.add_parser("pack", help="write a manifest and its sounds as shards; goes on after an interruption")
     pack.add_argument("manifest", type=Path, help="a manifest of any form")
@@ -71,11 +63,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     check.add_argument("manifest", nargs="+", type=Path, help="manifests of any form")
     check.add_argument("--no-audio", action="store_true", help="look at the rows only")
     check.set_defaults(run=run_check)
-
-
-def _add_instruction_arguments(parser: argparse.ArgumentParser) -> None:
-    add_tasks_argument(parser, "all", everything="all that the documentation lists and an instruction can ask for")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same instructions")
 
 
 def _positive(text: str) -> int:
@@ -105,7 +92,7 @@ def run_prepare(args: argparse.Namespace) -> int:
 
 def run_intents(args: argparse.Namespace) -> int:
     """Write instructions; print how many, and how much of the test's words training knows."""
-    from osum_npu.data.instruct import NGRAM, Part, write_intents
+    from osum_npu.data.intents import NGRAM, Part, write_intents
 
     counts: dict[Part, int] = {"train": args.train, "dev": args.dev, "test": args.test}
     written = write_intents(args.out, counts, _askable(args), args.seed)
@@ -115,17 +102,6 @@ def run_intents(args: argparse.Namespace) -> int:
         f"of the different runs of {NGRAM} words or Han characters in test, {100 * written.shared:.1f} % occur in train"
     )
     return 0
-
-
-def run_instruct(args: argparse.Namespace) -> int:
-    """Write a manifest anew; return 1 if it has faults, which are named."""
-    from osum_npu.data.instruct import write_instructed
-
-    rows, faults = write_instructed(args.manifest, args.out, _askable(args), args.split, args.seed)
-    for fault in faults:
-        print(fault)
-    print(f"{args.out}: {rows} rows; {len(faults)} faults")
-    return 1 if faults else 0
 
 
 def _askable(args: argparse.Namespace) -> list[Task]:

@@ -19,10 +19,6 @@ eval=(osum-npu eval --data "$test" --data "$data/intents/test.jsonl" --natural
 # STAGE1 and the like are words, not one word: layers and overrides are several
 # shellcheck disable=SC2086
 osum-npu data intents "$data/intents" --train 80000 --test 4000 ${INTENTS:-}
-for part in train dev; do
-    # status 1 tells of faulty rows, which are named and left out
-    osum-npu data instruct "${!part}" "$data/natural/$part.jsonl" || (($? == 1))
-done
 
 # shellcheck disable=SC2086
 "${learn[@]}" "$here/stage1.yaml" prompts="$tags" \
@@ -32,8 +28,8 @@ done
     data.dev.intents.path="$data/intents/dev.jsonl" out="$out/stage2" ${STAGE2:-}
 # shellcheck disable=SC2086
 "${learn[@]}" "$here/stage3.yaml" model.path="$out/stage2/model" \
-    data.train="{natural: {path: '$data/natural/train.jsonl'}, fixed: {path: '$train'}, intents: {path: '$data/intents/train.jsonl'}}" \
-    data.dev="{natural: {path: '$data/natural/dev.jsonl'}, fixed: {path: '$dev'}, intents: {path: '$data/intents/dev.jsonl'}}" \
+    data.train="{all: {path: '$train'}, intents: {path: '$data/intents/train.jsonl'}}" \
+    data.dev="{all: {path: '$dev'}, intents: {path: '$data/intents/dev.jsonl'}}" \
     out="$out/stage3" ${STAGE3:-}
 
 # the stages before, in short: how well each follows instructions; tags are the only fixed wordings that they know

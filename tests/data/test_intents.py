@@ -5,10 +5,10 @@ from collections import Counter
 
 import pytest
 
-from osum_npu.data.instruct import write_instructed, write_intents
-from osum_npu.data.manifest import read_manifest, write_manifest
+from osum_npu.data.intents import write_intents
+from osum_npu.data.manifest import read_manifest
 from osum_npu.data.plan import servable
-from osum_npu.tasks import LISTED, TASKS, Utterance, get_task, missing, read, write
+from osum_npu.tasks import LISTED, Utterance, get_task, missing, read, write
 from osum_npu.tasks.instructions import can_be_asked
 
 ASKED = [get_task(name) for name in ("asr", "age", "gender+age-only", "chat-only")]
@@ -45,29 +45,9 @@ def test_the_seed_decides_all(tmp_path):
 
 
 def test_more_rows_than_instructions_is_an_error_in_words(tmp_path, monkeypatch):
-    monkeypatch.setattr("osum_npu.data.instruct.draw_instruction", lambda *_: "the same")
+    monkeypatch.setattr("osum_npu.data.intents.draw_instruction", lambda *_: "the same")
     with pytest.raises(ValueError, match="too few different instructions for 240 rows of train"):
         write_intents(tmp_path, COUNTS, ASKED, 0)
-
-
-def test_recordings_get_instructions_for_what_they_are_labelled_with(tmp_path):
-    labelled = [
-        Utterance(key=f"u{i}", wav=str(tmp_path / "a.wav"), text="hi", labels={"age": "old", "gender": "male"})
-        for i in range(60)
-    ]
-    bare = Utterance(key="bare", wav=str(tmp_path / "a.wav"), reply="hello")
-    nothing = Utterance(key="nothing", wav=str(tmp_path / "a.wav"))
-    write_manifest(tmp_path / "m.jsonl", [*labelled, bare, nothing])
-    assert write_instructed(tmp_path / "m.jsonl", tmp_path / "out.jsonl", ASKED, "train", 0) == (61, [])
-    found = read_manifest(tmp_path / "out.jsonl").utterances
-    assert [u.key for u in found] == [u.key for u in (*labelled, bare)]
-    assert set(Counter(u.intent for u in found)) == {task.name for task in ASKED}
-    assert found[-1].intent == "chat-only"
-    for utterance in found:  # the row is an example of that task alone
-        assert servable(utterance, dict.fromkeys([*LISTED, "gender+age-only"], 1)) == [get_task(utterance.intent)]
-        assert utterance.prompt
-    with pytest.raises(ValueError, match=r"no recording of .* has the labels for emotion"):
-        write_instructed(tmp_path / "m.jsonl", tmp_path / "out.jsonl", [TASKS["emotion"]], "train", 0)
 
 
 def test_every_listed_task_about_a_recording_can_be_asked_for():

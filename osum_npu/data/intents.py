@@ -1,22 +1,18 @@
-"""Data that teaches which task an instruction asks for: instructions alone, and recordings with instructions.
+"""Data that teaches which task an instruction asks for: instructions alone, without sound.
 
-OSUM-Pangu learns the first in its second stage and the second in its third (ASLP-lab/OSUM-Pangu, README.md).
+OSUM-Pangu learns them in its second stage (ASLP-lab/OSUM-Pangu, README.md).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from osum_npu.data.entry import Fault
-from osum_npu.data.manifest import read_manifest, write_manifest
 from osum_npu.files import write_text
-from osum_npu.tasks import Task, Utterance, missing
+from osum_npu.tasks import Task
 from osum_npu.tasks.instructions import LANGUAGES, Split, draw_instruction, shared_ngrams
 
 Part = Literal["train", "dev", "test"]
@@ -74,38 +70,3 @@ def _intents(part: Part, count: int, tasks: Sequence[Task], seed: int, used: set
             raise ValueError(f"there are too few different instructions for {count} rows of {part}; ask for less")
         used.add(prompt)
         yield {"key": f"intent_{part}_{number:06d}", "prompt": prompt, "intent": task.name, "lang": lang}
-
-
-def write_instructed(
-    manifest: str | os.PathLike[str], out: Path, tasks: Sequence[Task], split: Split, seed: int
-) -> tuple[int, list[Fault]]:
-    """Write a manifest anew, each recording with an instruction that asks for one of the tasks it can serve.
-
-    A recording that can serve none is left out.
-
-    Args:
-        manifest: of any form, with labels.
-        out: JSONL to write.
-        tasks: what is asked for; of those that a recording can serve, one is drawn.
-        split: whose words to use.
-        seed: decides everything, together with each row's key.
-
-    Returns:
-        (rows written, faults of the manifest).
-
-    Raises:
-        ValueError: the manifest cannot be read, or no recording can serve any of the tasks.
-    """
-    found = read_manifest(manifest)
-    rows = list(_instructed(found.utterances, tasks, split, seed))
-    if not rows:
-        raise ValueError(f"no recording of {manifest} has the labels for {', '.join(task.name for task in tasks)}")
-    return write_manifest(out, rows), found.faults
-
-
-def _instructed(utterances: Sequence[Utterance], tasks: Sequence[Task], split: Split, seed: int) -> Iterator[Utterance]:
-    for utterance in utterances:
-        rng = random.Random(f"instruct/{seed}/{utterance.key}")
-        if possible := [task for task in tasks if not missing(task, utterance)]:
-            task = rng.choice(possible)
-            yield replace(utterance, prompt=draw_instruction(task, split, rng), intent=task.name)
