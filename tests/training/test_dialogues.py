@@ -78,8 +78,7 @@ def test_the_plan_has_steps_of_all_kinds(dialogues):
     def heard(examples):
         return [example.utterance.wav is not None for example in examples]
 
-    kinds = {(any(heard(step)), all(heard(step))) for step in plan}
-    assert kinds >= {(True, True), (True, False)}
+    assert any(set(heard(step)) == {True, False} for step in plan)
     shares = [[any(heard(share(step, rank, 2))) for rank in range(2)] for step in plan]
     assert any(len(set(pair)) == 2 for pair in shares)
     assert any(not any(heard(step)) for step in plan)
@@ -98,7 +97,7 @@ def test_batches_hold_the_form_and_answers_with_prefix(dialogues, corpus, tmp_pa
     recipe = tiny.recipe(corpus, tmp_path / "run", *changes(dialogues))
     run = _Run(recipe, tmp_path / "run")
     feed, said = run.feed.steps(recipe.stages[0], Position()), {}
-    for _ in range(STEPS):
+    for _ in range(4 * STEPS):
         for batch in next(feed).batches:
             asked = [(e, task) for e in batch.examples for task in e.tasks]
             for (example, task), before, after, answer, about in zip(
