@@ -11,4 +11,4 @@ done
 lists=()
 for manifest in "$out"/data/dev/*.jsonl; do lists+=(--data "$manifest"); done
 osum-npu eval --model "$out/understand/model" "${lists[@]}" --tasks asr,timestamps,event-only,gender-only,age-only --out "$out/report"
-python recipes/small_real/probe.py "$out/data" --predictions "$out/report/predictions.jsonl" --out "$out/comparison.json"
+OMP_NUM_THREADS=1 python recipes/small_real/probe.py "$out/data" --predictions "$out/report/predictions.jsonl" --out "$out/comparison.json"
