@@ -16,7 +16,7 @@ from . import sdpa
 
 BOTH = (torch.float32, torch.bfloat16)
 
-FULL = 0.8
+FULL = 0.5
 """Sequences of at least this share of the longest are one batch."""
 LENGTHS = 8
 """Lengths of such batches are multiples of it, so that their shapes come again."""
