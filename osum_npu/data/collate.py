@@ -140,6 +140,12 @@ class Collator:
         )
 
     def _ask(self, row: Utterance, task: Task, rng: random.Random) -> str:
+        said = self._say(row, task, rng)
+        if not (said or task.hears or self.form.before[task.kind]):  # its first token would follow from a neighbour
+            raise ValueError(f"{task.name} is about text alone, and its instruction is empty: give the row a prompt")
+        return said
+
+    def _say(self, row: Utterance, task: Task, rng: random.Random) -> str:
         if self.start:
             return self.start(task, row)
         if self.natural and not row.prompt and can_be_asked(task) and rng.random() < self.natural:

@@ -215,3 +215,14 @@ def test_statistics_count_no_seconds_of_text(mixed, tmp_path):
     assert found.seconds["1"] == found.seconds["0"] == 1.0
     alone = measure([write_lines(tmp_path / "m.jsonl", QUESTION, INTENT)])
     assert (alone.total.rows, alone.total.hours, alone.seconds["mean"]) == (2, 0.0, 0.0)
+
+
+def test_a_text_without_instruction_is_named_and_left_out(tokenizer):
+    """Its answer would begin with what the sequence before it says."""
+    row = Utterance(key="bare", wav=None, prompt="<no_prompt>", reply="world")
+    other = Utterance(key="asked", wav=None, prompt="who are you", reply="a small model")
+    batch = collate(tokenizer, [row, other], [("text2text",), ("text2text",)])
+    assert [example.utterance.key for example in batch.examples] == ["asked"]
+    assert batch.skipped == ["bare: text2text is about text alone, and its instruction is empty: give the row a prompt"]
+    kept = collate(tokenizer, [row], [("text2text",)], form=get_form("osum_pangu"))
+    assert kept.skipped == [], "a form that puts a text before it leaves something to answer"
