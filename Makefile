@@ -22,6 +22,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no
 FITS := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))
 PYTHON ?= $(shell for python in python3.11 python3; do $$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
 
+# Compiled modules are kept, whatever the shell says: else each of many processes compiles torch anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart test test-slow test-npu coverage lint venv clean
 
 quickstart: $(READY)

@@ -63,6 +63,12 @@ def main():
     dist.gather(torch.tensor([float(rank)], device="npu"), gathered)
     assert gathered is None or [x.item() for x in gathered] == [0.0, 1.0]
     report("gather")
+    for step in range(50):  # the shorter one grows on the device before it is sent
+        words = [f"rank {who} " * (1 + 200 * ((who + step) % 2)) for who in range(2)]
+        everyone = [""] * 2
+        dist.all_gather_object(everyone, words[rank])
+        assert everyone == words
+    report("objects")
     assert "cpu" in raises(lambda: dist.all_reduce(torch.zeros(1)))
     report("host tensors")
 

@@ -1,6 +1,6 @@
 """OSUM-Pangu's dialogues on the emulated device: recorded numbers, trainings with and without sound, answers."""
 
-import json
+from dataclasses import replace
 
 import pytest
 import replay
@@ -9,6 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from osum_npu import backend, parity
+from osum_npu.checkpoints.model_directory import load_model
+from osum_npu.data.manifest import read_manifest
+from osum_npu.inference.decoding import DECODINGS
+from osum_npu.inference.engine import Engine
+from osum_npu.tasks import get_task
 from osum_npu.training.log import read_log
 
 pytestmark = pytest.mark.emulated_npu
@@ -107,16 +112,13 @@ def test_two_processes_learn_what_one_learns(sharding, trained, corpus, tmp_path
     assert max(parity.relative_error(got[key], want[key]) for key in want) <= 1e-3
 
 
-def test_recordings_and_texts_are_answered_alike(trained, corpus, tmp_path):
-    said = []
-    for name in ("cpu", "npu"):
-        out = tmp_path / f"{name}.jsonl"
-        done = tiny.osum_npu(
-            *("infer", "--model", trained / "npu" / "model", "--tasks", "asr,intent", "--decoding", "osum-pangu"),
-            *("--out", out, corpus / "dev.jsonl"),
-            env={"OSUM_BACKEND": name},
-        )
-        assert done.returncode == 0, done.stderr
-        said.append([json.loads(line)["results"] for line in out.open(encoding="utf-8")])
+def test_recordings_and_texts_are_answered_alike(trained, corpus, device):
+    """In float32: by a model that has hardly learned, the likeliest tokens are too close for less."""
+    rows, said = list(read_manifest(corpus / "dev.jsonl").utterances), []
+    for place in (torch.device("cpu"), device):
+        model, tokenizer = load_model(trained / "npu" / "model")
+        decoding = replace(DECODINGS["osum-pangu"], max_new_tokens=12)
+        engine = Engine(model, tokenizer, place, decoding=decoding)
+        said.append([result.answers for result in engine.answer(rows, [get_task("asr"), get_task("intent")])])
     assert said[0] == said[1]
-    assert {tuple(results) for results in said[0]} == {("asr",), ("intent",)}
+    assert {tuple(answers) for answers in said[0]} == {("asr",), ("intent",)}

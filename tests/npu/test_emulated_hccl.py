@@ -28,7 +28,10 @@ def output():
 
 @pytest.mark.parametrize(
     "what",
-    ["collectives", "average", "bfloat16", "refused dtypes", "bitwise", "gather", "host tensors", "ddp", "fsdp2"],
+    [
+        *("collectives", "average", "bfloat16", "refused dtypes", "bitwise", "gather", "objects"),
+        *("host tensors", "ddp", "fsdp2"),
+    ],
 )
 def test_both_processes_agree_with_one(output, what):
     assert sorted(line for line in output if line.startswith(f"{what}:")) == [f"{what}: 0 ok", f"{what}: 1 ok"]

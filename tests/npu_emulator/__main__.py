@@ -28,6 +28,7 @@ def environment(devices: int) -> dict[str, str]:
         "NPU_EMULATOR_DEVICES": str(devices),
         "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",  # import torch_npu where it is wanted, as on any machine
         "TORCH_NPU_WARNING_DISABLE": "1",
+        "TASK_QUEUE_ENABLE": "0",  # a queued copy would come after what the emulator computes at once
     }
     first = {"LD_LIBRARY_PATH": libraries, "PYTHONPATH": HERE / "startup", "PATH": Path(sys.executable).parent}
     for name, path in first.items():
