@@ -23,6 +23,8 @@ LANGUAGES = ("zh", "en")
 
 _OPENING, _BEFORE, _AFTER, _REFUSAL = 0.4, 0.2, 0.2, 0.3
 """How often an instruction has each of these."""
+_COMPOSED = 0.6
+"""How often a wish is put together from a verb and an object."""
 _SENTENCES = 0.3
 """How often each wish is a sentence or a question of its own."""
 _TRANSCRIPT_LAST = 0.3
@@ -96,7 +98,7 @@ def draw_instruction(task: Task, split: Split, rng: random.Random, lang: str | N
 def _framed(told: Mapping[str, Any], wanted: Sequence[str], rng: random.Random) -> Iterator[str]:
     """Put all wishes into one frame."""
     between, last = rng.choice(told["joins"])
-    *first, end = (rng.choice(told["wishes"][wish]) for wish in wanted)
+    *first, end = (_phrase(told, wish, rng) for wish in wanted)
     yield rng.choice(told["frames"]).format(wish=f"{between.join(first)}{last}{end}" if first else end)
 
 
@@ -107,7 +109,15 @@ def _sentences(told: Mapping[str, Any], wanted: Iterable[str], rng: random.Rando
         if (asked := told["questions"].get(wish)) and rng.random() < 0.5:
             yield rng.choice(asked) + mark
         else:
-            yield rng.choice(told["wishes"][wish]) + stop
+            yield _phrase(told, wish, rng) + stop
+
+
+def _phrase(told: Mapping[str, Any], wish: str, rng: random.Random) -> str:
+    """Draw a verb phrase that asks for a wish."""
+    if rng.random() >= _COMPOSED:
+        return str(rng.choice(told["wishes"][wish]))
+    verbs = told["verbs"].get(wish) or told["verbs"]["any"]
+    return str(rng.choice(verbs).format(object=rng.choice(told["objects"][wish])))
 
 
 def _unwanted(task: Task, told: Mapping[str, Any], rng: random.Random) -> str:

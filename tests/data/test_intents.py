@@ -28,7 +28,7 @@ def test_intents_are_rows_of_text_spread_evenly_and_never_twice(tmp_path):
     assert len(set(every)) == len(every)
     for part in found.values():
         assert len(set(Counter((row["intent"], row["lang"]) for row in part).values())) == 1
-    assert written.shared < 0.05  # words of test are its own
+    assert written.shared < 0.15  # wordings of test are its own
     utterances = read_manifest(tmp_path / "test.jsonl").utterances
     assert len(utterances) == COUNTS["test"]
     intent = LISTED["intent"]

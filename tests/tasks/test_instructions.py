@@ -27,14 +27,20 @@ def flat(value):
 
 
 def phrases(lang, split):
-    return [text for kind in ("wishes", "questions") for text in flat(parts(lang, split)[kind])]
+    """Every phrase that asks for a wish, with it: whole ones, questions, and those of a verb and an object."""
+    told = parts(lang, split)
+    whole = [(text, wish) for kind in ("wishes", "questions") for wish in WISHES for text in told[kind].get(wish, ())]
+    composed = [
+        (verb.format(object=what), wish)
+        for wish, objects in told["objects"].items()
+        for verb, what in itertools.product(told["verbs"].get(wish) or told["verbs"]["any"], objects)
+    ]
+    return [*whole, *composed]
 
 
 def heard(said, lang, split):
     """What an instruction asks for, found by its words alone: the wish of each phrase, in order of place."""
-    told = parts(lang, split)
-    by_phrase = {text.lower(): wish for kind in ("wishes", "questions") for wish in WISHES
-                 for text in told[kind].get(wish, ())}  # fmt: skip
+    by_phrase = {text.lower(): wish for text, wish in phrases(lang, split)}
     said, places = said.lower(), {}
     for text in sorted(by_phrase, key=len, reverse=True):  # a phrase within another one is none of its own
         while (place := said.find(text)) >= 0:
@@ -47,9 +53,12 @@ def heard(said, lang, split):
 def test_every_wish_has_enough_phrases_in_the_language(lang, split):
     told = parts(lang, split)
     assert tuple(told["wishes"]) == tuple(told["names"]) == WISHES
+    assert set(told["objects"]) == set(WISHES)
+    assert all(verb.count("{object}") == 1 for verb in flat(told["verbs"]))
     assert set(told["questions"]) <= set(WISHES)
     assert all(len(texts) >= (12 if split == "train" else 6) for texts in told["wishes"].values())
-    for text in [*phrases(lang, split), *told["frames"], *told["before"], *told["after"], *told["refusals"]]:
+    asking = [text for text, _ in phrases(lang, split)]
+    for text in [*asking, *told["frames"], *told["before"], *told["after"], *told["refusals"]]:
         assert bool(re.search(f"[{HAN}。]", text)) == (lang == "zh")
         assert not re.search("[<>]", text)
     assert all(frame.count("{wish}") == 1 for frame in told["frames"])
@@ -62,22 +71,21 @@ def test_no_part_of_test_is_in_train(lang):
     assert train.keys() == test.keys()
     for kind in train:
         ours, theirs = ({text.lower() for text in flat(told[kind])} for told in (train, test))
-        assert len(ours) == len(flat(train[kind])) or kind == "joins"
+        assert len(ours) == len(flat(train[kind])) or kind in ("joins", "objects")
         assert not (ours & theirs) - {", ", "，"}, kind  # a comma is nobody's
-    for one, other in itertools.product(phrases(lang, "train"), phrases(lang, "test")):
-        assert one.lower() not in other.lower()
-        assert other.lower() not in one.lower()
+    one, other = ({text.lower() for text, _ in phrases(lang, split)} for split in SPLITS)
+    for text in one:
+        assert not any(text in theirs or theirs in text for theirs in other), text
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_a_phrase_asks_for_one_wish_only(lang):
     wish_of = {}
-    for split, kind in itertools.product(SPLITS, ("wishes", "questions")):
-        for wish, texts in parts(lang, split)[kind].items():
-            for text in texts:
-                assert wish_of.setdefault(text.lower(), wish) == wish
-    for one, other in itertools.permutations(wish_of, 2):
-        assert one not in other or wish_of[one] == wish_of[other]
+    for split in SPLITS:
+        for text, wish in phrases(lang, split):
+            assert wish_of.setdefault(text.lower(), wish) == wish
+    for one, wish in wish_of.items():
+        assert not any(one in other and wish_of[other] != wish for other in wish_of), one
 
 
 COMBINED = st.builds(combine, st.lists(st.sampled_from(LABELLED), min_size=1, unique=True).map(tuple), st.booleans())

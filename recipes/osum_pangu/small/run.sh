@@ -1,20 +1,29 @@
 #!/usr/bin/env bash
-# OSUM-Pangu in small: corpus, three stages, scores after the first and the third, and the third without the second.
-# Usage: recipes/osum_pangu/small/run.sh. Run again after an interruption, it goes on.
+# OSUM-Pangu in small: corpus, three stages, scores after each of them, and the third without the second.
+# Usage: recipes/osum_pangu/small/run.sh [RECORDINGS]. Run again after an interruption, it goes on.
+# RECORDINGS holds train.jsonl and dev.jsonl of real recordings in this project's row form, as `osum-npu data prepare fsdd`
+# makes them: stages 1 and 3 learn them beside the synthesized corpus, and transcripts of dev are scored at the end.
 set -euo pipefail
+recordings=${1:+$(realpath "$1")}
 cd "$(dirname "$0")/../../.."
 here=recipes/osum_pangu/small out=runs/osum_pangu_small
 tasks=asr,timestamps,event,emotion,style,gender,age,chat
+sources=()
+[[ -z $recordings ]] || for part in train dev; do sources+=("data.$part.recordings.path=$recordings/$part.jsonl"); done
 [[ -e $out/corpus/test.jsonl ]] || osum-npu data synthesize "$out/corpus" --test 3600
 [[ -e $out/intents/test.jsonl ]] || osum-npu data intents "$out/intents" --tasks "$tasks"
-osum-npu train "$here/understand.yaml"
+osum-npu train "$here/understand.yaml" "${sources[@]}"
 osum-npu train "$here/intents.yaml"
-osum-npu train "$here/follow.yaml"
-osum-npu train "$here/follow.yaml" model.path="$out/understand/model" out="$out/follow_without_intents"
+osum-npu train "$here/follow.yaml" "${sources[@]}"
+osum-npu train "$here/follow.yaml" "${sources[@]}" model.path="$out/understand/model" out="$out/follow_without_intents"
 stages=()
-for stage in understand intents follow_without_intents follow; do
-    osum-npu eval --model "$out/$stage/model" --data "$out/corpus/test.jsonl" --tasks "$tasks" --limit 1000 --natural \
-        "${stages[@]}" --out "$out/report_$stage"
+for stage in understand intents follow_without_intents; do
+    osum-npu eval --model "$out/$stage/model" --data "$out/corpus/test.jsonl" --tasks "$tasks" --limit 200 --natural \
+        --out "$out/report_$stage"
     stages+=(--stage "$stage=$out/report_$stage/report.json")
 done
+osum-npu eval --model "$out/follow/model" --data "$out/corpus/test.jsonl" --tasks "$tasks" --limit 1000 --natural \
+    "${stages[@]}" --out "$out/report"
 osum-npu eval --model "$out/follow/model" --data "$out/intents/test.jsonl" --tasks intent --out "$out/report_intent"
+[[ -z $recordings ]] || osum-npu eval --model "$out/follow/model" --data "$recordings/dev.jsonl" --tasks asr --natural \
+    --out "$out/report_recordings"
