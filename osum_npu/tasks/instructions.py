@@ -8,6 +8,7 @@ Each part belongs to one split, so a model is tested on words that it has not be
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import yaml
 
 from osum_npu.tasks.task import Task
-from osum_npu.tasks.text import split_words
+from osum_npu.tasks.text import HAN, split_words
 
 Split = Literal["train", "test"]
 LANGUAGES = ("zh", "en")
@@ -28,6 +29,10 @@ _COMPOSED = 0.6
 _SENTENCES = 0.3
 """How often each wish is a sentence or a question of its own."""
 _TRANSCRIPT_LAST = 0.3
+_MISTYPED, _WRONG = 0.5, 0.15
+"""How often an instruction for training is mistyped, and the share of its words that are wrong then."""
+_HAN = (0x4E00, 0x9FA5)
+"""The characters, the first and the last, of which one stands in the place of another."""
 
 _STOP = {"zh": ("。", "？", ""), "en": (".", "?", " ")}
 """What ends a wish and a question, and what stands between two sentences."""
@@ -93,6 +98,39 @@ def draw_instruction(task: Task, split: Split, rng: random.Random, lang: str | N
     if rng.random() < _OPENING:
         sentences[0] = rng.choice(told["openings"]) + sentences[0]
     return _STOP[lang][2].join(sentence[0].upper() + sentence[1:] for sentence in sentences)
+
+
+def draw_for_training(task: Task, rng: random.Random, lang: str | None = None) -> str:
+    """Make up an instruction in the words of ``train``, half of them mistyped.
+
+    Words that a model has never seen are no noise to it then: it has learned that they ask for nothing.
+
+    Args:
+        task: any that can be asked for.
+        rng: decides everything.
+        lang: ``zh`` or ``en``; drawn if not given.
+
+    Raises:
+        ValueError: ``task`` is not asked for by an instruction about a recording.
+    """
+    said = draw_instruction(task, "train", rng, lang)
+    return mistype(said, rng) if rng.random() < _MISTYPED else said
+
+
+def mistype(text: str, rng: random.Random) -> str:
+    """Swap letters within some words, and put some Han characters in the place of others."""
+
+    def wrong(found: re.Match[str]) -> str:
+        letters = list(found[0])
+        if rng.random() >= _WRONG:
+            return found[0]
+        if len(letters) == 1:
+            return chr(rng.randint(*_HAN))
+        place = rng.randrange(len(letters) - 1)
+        letters[place : place + 2] = reversed(letters[place : place + 2])
+        return "".join(letters)
+
+    return re.sub(f"[{HAN}]|[A-Za-z]{{2,}}", wrong, text)
 
 
 def _framed(told: Mapping[str, Any], wanted: Sequence[str], rng: random.Random) -> Iterator[str]:

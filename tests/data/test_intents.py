@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from osum_npu.data.intents import write_intents
+from osum_npu.data.intents import PARTS, write_intents
 from osum_npu.data.manifest import read_manifest
 from osum_npu.data.plan import servable
 from osum_npu.tasks import LISTED, Utterance, get_task, missing, read, write
@@ -45,7 +45,7 @@ def test_the_seed_decides_all(tmp_path):
 
 
 def test_more_rows_than_instructions_is_an_error_in_words(tmp_path, monkeypatch):
-    monkeypatch.setattr("osum_npu.data.intents.draw_instruction", lambda *_: "the same")
+    monkeypatch.setattr("osum_npu.data.intents._DRAW", dict.fromkeys(PARTS, lambda *_: "the same"))
     with pytest.raises(ValueError, match="too few different instructions for 240 rows of train"):
         write_intents(tmp_path, COUNTS, ASKED, 0)
 

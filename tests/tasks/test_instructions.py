@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from osum_npu.tasks import HAN, LISTED, TASKS, combine, get_task
-from osum_npu.tasks.instructions import LANGUAGES, draw_instruction, parts, shared_ngrams, wishes
+from osum_npu.tasks.instructions import (
+    LANGUAGES,
+    draw_for_training,
+    draw_instruction,
+    mistype,
+    parts,
+    shared_ngrams,
+    wishes,
+)
 from osum_npu.tasks.prompts import prompt_fault
 
 LABELLED = [task for task in TASKS.values() if task.labels]
@@ -38,10 +46,22 @@ def phrases(lang, split):
     return [*whole, *composed]
 
 
+def refusals(lang, split):
+    """What an instruction may say of a wish that it does not have, by the wish."""
+    told = parts(lang, split)
+    return {
+        refusal.format(name=name).lower(): wish
+        for wish, names in told["names"].items()
+        for refusal, name in itertools.product(told["refusals"], names)
+    }
+
+
 def heard(said, lang, split):
     """What an instruction asks for, found by its words alone: the wish of each phrase, in order of place."""
     by_phrase = {text.lower(): wish for text, wish in phrases(lang, split)}
     said, places = said.lower(), {}
+    for refused in refusals(lang, split):
+        said = said.replace(refused, "")
     for text in sorted(by_phrase, key=len, reverse=True):  # a phrase within another one is none of its own
         while (place := said.find(text)) >= 0:
             places[place] = by_phrase[text]
@@ -106,14 +126,24 @@ def test_an_instruction_says_what_it_asks_for_in_the_words_of_its_split(task, la
     assert heard(said, lang, "test" if split == "train" else "train") == []
     assert "{" not in said
     assert not prompt_fault(said)
-    told = parts(lang, split)
-    refused = [
-        name
-        for name, refusal in itertools.product(flat(told["names"]), told["refusals"])
-        if refusal.format(name=name).lower() in said.lower()
-    ]
-    wanted = {*wishes(task), *(["asr"] if task.transcript else [])}
-    assert not any(name in told["names"][wish] for name in refused for wish in wanted)
+    refused = {wish for words, wish in refusals(lang, split).items() if words in said.lower()}
+    assert not refused & {*wishes(task), *(["asr"] if task.transcript else [])}
+
+
+@given(st.sampled_from(ASKABLE), st.sampled_from(LANGUAGES), st.integers())
+def test_a_mistyped_instruction_is_as_long_and_has_the_same_letters(task, lang, seed):
+    said = draw_instruction(task, "train", random.Random(seed), lang)
+    typed = mistype(said, random.Random(seed))
+    assert len(typed) == len(said)
+    assert sorted(re.sub(f"[{HAN}]", "", typed)) == sorted(re.sub(f"[{HAN}]", "", said))
+    assert [bool(re.match(f"[{HAN}]", c)) for c in typed] == [bool(re.match(f"[{HAN}]", c)) for c in said]
+
+
+def test_half_of_the_instructions_for_training_are_mistyped():
+    age, seeds = TASKS["age"], range(1000)
+    right = [draw_instruction(age, "train", random.Random(seed)) for seed in seeds]
+    typed = [draw_for_training(age, random.Random(seed)) for seed in seeds]
+    assert 400 < sum(one != other for one, other in zip(right, typed)) < 600
 
 
 @pytest.mark.parametrize("name", ["chat_think", "text2text", "intent"])
