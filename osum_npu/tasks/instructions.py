@@ -31,8 +31,9 @@ _SENTENCES = 0.3
 _TRANSCRIPT_LAST = 0.3
 _MISTYPED, _WRONG = 0.5, 0.15
 """How often an instruction for training is mistyped, and the share of its words that are wrong then."""
-_HAN = (0x4E00, 0x9FA5)
-"""The characters, the first and the last, of which one stands in the place of another."""
+_RARE = (0x8E00, 0x8E7F)
+"""Rare Han characters, the first and the last; one of them stands in the place of another. They are few, so that a
+tokenizer that is learned from the instructions keeps room for words."""
 
 _STOP = {"zh": ("。", "？", ""), "en": (".", "?", " ")}
 """What ends a wish and a question, and what stands between two sentences."""
@@ -125,7 +126,7 @@ def mistype(text: str, rng: random.Random) -> str:
         if rng.random() >= _WRONG:
             return found[0]
         if len(letters) == 1:
-            return chr(rng.randint(*_HAN))
+            return chr(rng.randint(*_RARE))
         place = rng.randrange(len(letters) - 1)
         letters[place : place + 2] = reversed(letters[place : place + 2])
         return "".join(letters)

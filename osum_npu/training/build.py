@@ -38,6 +38,8 @@ _CTC_WORDS = 1000
 """How many words have a class of their own at most; a whole word aligns sooner than its letters."""
 _CTC_WORD_COUNT = 20
 """How often a word must occur for that."""
+_FIXED_COUNT = 1000
+"""How often the tokenizer counts a form's fixed texts: each question carries them, so their words shall be units."""
 
 
 Trainee = SpeechLLM | WhisperEncoderDecoder
@@ -160,8 +162,8 @@ def _wordings(recipe: Recipe) -> list[str]:
     wordings, _ = read_prompts(recipe.prompts)
     trained = [name for stage in recipe.stages for name in stage.tasks]
     asked = map(get_task, dict.fromkeys([*TASKS, *trained]))
-    fixed = get_form(recipe.model.form).texts if isinstance(recipe.model, NewModel) else []
-    return [*(wording for task in asked for wording in wordings_of(task, wordings)), *fixed]
+    fixed = list(get_form(recipe.model.form).texts) if isinstance(recipe.model, NewModel) else []
+    return [*(wording for task in asked for wording in wordings_of(task, wordings)), *fixed * _FIXED_COUNT]
 
 
 def new_tokenizer(

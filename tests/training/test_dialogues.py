@@ -1,7 +1,10 @@
 """Trainings on rows with sound and rows about text alone, in the form of OSUM-Pangu, in one process and in two."""
 
 import json
+import random
+import re
 import shutil
+import string
 
 import pytest
 import tiny
@@ -16,7 +19,8 @@ from osum_npu.data.plan import WeightedSource, plan_epoch, share
 from osum_npu.data.sources import read_source
 from osum_npu.inference.engine import Engine
 from osum_npu.parity import relative_error
-from osum_npu.tasks import get_task
+from osum_npu.tasks import Utterance, get_task
+from osum_npu.tasks.form import get_form
 from osum_npu.training.build import build
 from osum_npu.training.log import read_log
 from osum_npu.training.loop import _Run, train
@@ -207,3 +211,13 @@ def test_the_verbs_take_rows_without_sound(alone, dialogues, tmp_path, monkeypat
     scores = json.loads((report / "report.json").read_text("utf-8"))["tasks"]
     assert scores["intent"]["n"] == scores["text2text"]["n"] == 2
     assert main(["data", "check", str(dialogues / "train.jsonl")]) == 0
+
+
+def test_a_learned_tokenizer_has_units_for_the_words_of_the_form(dialogues, corpus, tmp_path):
+    """Each question carries them, so letter by letter they would be most of what is computed."""
+    recipe, rng = tiny.recipe(corpus, tmp_path, *changes(dialogues)), random.Random(0)
+    words = ["".join(rng.choices(string.ascii_lowercase, k=6)) for _ in range(2000)]
+    spoken = [Utterance(key=str(i), wav="none", text=" ".join(rng.choices(words, k=8))) for i in range(1000)]
+    _, tokenizer = build(recipe, spoken)
+    for text in get_form("osum_pangu").texts:
+        assert len(tokenizer(text).input_ids) <= 1.4 * len(re.findall(r"\w+|[^\w\s]", text))
