@@ -5,10 +5,11 @@
 The constants of the device come from four other configurations. All ten were fixed before anything was measured.
 Wanted on each of the six: within 15 % of the measured peak memory and within 25 % of the measured step time.
 
-Every configuration runs in three processes of its own. Memory is the largest resident set (VmHWM) above that before the
-model is built, the median of the three, since what a heap keeps is partly chance; time is CPU time of one thread, the
-shortest of all repeats, since others may use the machine. Beside it stands the peak of the tensors alone, traced on
-real tensors. The last line holds the constants, which ``osum_npu/planning/devices.yaml`` keeps under ``cpu``.
+Every configuration runs in three processes of its own, by turns with the others. Memory is the largest resident set
+(VmHWM) above that before the model is built, the median of the three, since what a heap keeps is partly chance; time is
+CPU time of one thread, the shortest of all repeats, since others may use the machine. Beside it stands the peak of the
+tensors alone, traced on real tensors. The last line holds the constants, which ``osum_npu/planning/devices.yaml`` keeps
+under ``cpu``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from osum_npu import backend
 from osum_npu.audio.mel import log_mel
@@ -213,18 +216,40 @@ def libraries(one: Configuration) -> int:
     return resident("VmRSS") - before
 
 
-def in_processes(name: str, repeats: int) -> dict[str, Any]:
-    """Run :func:`measure` in processes of its own: the median of the memory, the shortest of the steps."""
+def in_process(name: str, repeats: int) -> dict[str, Any]:
+    """Run :func:`measure` in a process of its own."""
     command = [sys.executable, __file__, "--one", name, "--repeats", str(repeats)]
-    runs: list[dict[str, Any]] = []
-    for _ in range(PROCESSES):
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        if done.returncode:
-            sys.exit(f"configuration {name} ended with {done.returncode}")
-        runs.append(json.loads(done.stdout))
-    fastest = min(runs, key=lambda run: run["seconds"])
-    memories = [run["memory"] for run in runs]
-    return fastest | {"memory": statistics.median(memories), "memories": memories}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        sys.exit(f"configuration {name} ended with {done.returncode}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def measure_all(repeats: int) -> dict[str, dict[str, Any]]:
+    """Measure all configurations by turns, so that the slow minutes of a machine meet all of them.
+
+    Of each it takes the median of the memory, and the shortest of the steps and of the operators.
+    """
+    turns = [name for _ in range(PROCESSES) for name in CALIBRATION | CONFIGURATIONS]
+    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for name in tqdm(turns, unit="process", leave=False):
+        runs[name].append(in_process(name, repeats))
+    found = {}
+    for name, mine in runs.items():
+        memories = [run["memory"] for run in mine]
+        found[name] = min(mine, key=_shortest) | {"memory": statistics.median(memories), "memories": memories}
+        if name in CALIBRATION:
+            found[name]["operators"] = min((run["operators"] for run in mine), key=_total)
+    return found
+
+
+def _shortest(run: Mapping[str, Any]) -> float:
+    return float(run["seconds"])
+
+
+def _total(operators: list[Any]) -> float:
+    return sum(Operator(*operator).seconds for operator in operators)
 
 
 def rates(operators: list[Operator], device: Device) -> Device:
@@ -283,7 +308,7 @@ def main() -> int:
     if args.one:
         print(json.dumps(measure(args.one, args.repeats)))
         return 0
-    measured = {name: in_processes(name, args.repeats) for name in CALIBRATION | CONFIGURATIONS}
+    measured = measure_all(args.repeats)
     device = calibrate(measured, read_devices()["cpu"])
     print(
         f"torch {torch.__version__}, {platform.machine()}, one thread; "
