@@ -25,6 +25,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -238,14 +239,11 @@ def measure_all(repeats: int) -> dict[str, dict[str, Any]]:
     found = {}
     for name, mine in runs.items():
         memories = [run["memory"] for run in mine]
-        found[name] = min(mine, key=_shortest) | {"memory": statistics.median(memories), "memories": memories}
+        fastest = min(mine, key=itemgetter("seconds"))
+        found[name] = fastest | {"memory": statistics.median(memories), "memories": memories}
         if name in CALIBRATION:
             found[name]["operators"] = min((run["operators"] for run in mine), key=_total)
     return found
-
-
-def _shortest(run: Mapping[str, Any]) -> float:
-    return float(run["seconds"])
 
 
 def _total(operators: list[Any]) -> float:

@@ -104,7 +104,7 @@ def draw_instruction(task: Task, split: Split, rng: random.Random, lang: str | N
 def draw_for_training(task: Task, rng: random.Random, lang: str | None = None) -> str:
     """Make up an instruction in the words of ``train``, half of them mistyped.
 
-    Words that a model has never seen are no noise to it then: it has learned that they ask for nothing.
+    So that words that a model has never seen ask for nothing: it meets such words while it learns.
 
     Args:
         task: any that can be asked for.

@@ -8,14 +8,14 @@ recordings=${1:+$(realpath "$1")}
 cd "$(dirname "$0")/../../.."
 here=recipes/osum_pangu/small out=runs/osum_pangu_small
 tasks=asr,timestamps,event,emotion,style,gender,age,chat
-sources=()
+sources=()  # an empty list is an error of old bash, hence the +
 [[ -z $recordings ]] || for part in train dev; do sources+=("data.$part.recordings.path=$recordings/$part.jsonl"); done
 [[ -e $out/corpus/test.jsonl ]] || osum-npu data synthesize "$out/corpus" --test 3600
 [[ -e $out/intents/test.jsonl ]] || osum-npu data intents "$out/intents" --tasks "$tasks"
-osum-npu train "$here/understand.yaml" "${sources[@]}"
+osum-npu train "$here/understand.yaml" ${sources[@]+"${sources[@]}"}
 osum-npu train "$here/intents.yaml"
-osum-npu train "$here/follow.yaml" "${sources[@]}"
-osum-npu train "$here/follow.yaml" "${sources[@]}" model.path="$out/understand/model" out="$out/follow_without_intents"
+osum-npu train "$here/follow.yaml" ${sources[@]+"${sources[@]}"}
+osum-npu train "$here/follow.yaml" ${sources[@]+"${sources[@]}"} model.path="$out/understand/model" out="$out/follow_without_intents"
 stages=()
 for stage in understand intents follow_without_intents; do
     osum-npu eval --model "$out/$stage/model" --data "$out/corpus/test.jsonl" --tasks "$tasks" --limit 200 --natural \
