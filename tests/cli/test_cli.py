@@ -2,20 +2,16 @@
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import tiny
+from faults import ONLY_CHECKED, TWENTY
 
 from osum_npu import __version__
 from osum_npu.cli.main import main, make_parser
-from osum_npu.evaluation.metrics import headline
-from osum_npu.tasks import get_task
 from osum_npu.training.log import read_log
 
 HEAVY = ("torch", "transformers", "whisper", "pydantic", "scipy", "matplotlib", "numpy", "yaml", "soundfile")
@@ -29,13 +25,6 @@ def verbs(parser=None, words=()):
         if isinstance(action, argparse._SubParsersAction):
             for name, below in action.choices.items():
                 yield from verbs(below, (*words, name))
-
-
-@pytest.fixture(autouse=True)
-def _cpu(monkeypatch):
-    monkeypatch.setenv("OSUM_BACKEND", "cpu")
-    with tiny.one_thread():
-        yield
 
 
 # -- help and starting
@@ -163,59 +152,6 @@ def test_doctor_of_a_backend_that_is_not_there(capsys, monkeypatch):
 # -- twenty faults
 
 
-TWENTY = {
-    "no key": ({"key": None}, "no key"),
-    "no wav": ({"wav": None}, "no wav"),
-    "empty transcript": ({"txt": " "}, "txt is empty"),
-    "mark": ({"txt": "do<male>"}, "txt holds <male>"),
-    "unknown field": ({"gendr": "male"}, "unknown field 'gendr'; did you mean 'gender'?"),
-    "gender": ({"gender": "mal"}, "gender 'mal' is none of"),
-    "emotion": ({"emotion": "angry"}, "emotion 'angry' is none of"),
-    "style": ({"style": "news paper"}, "style 'news paper' is none of"),
-    "language": ({"lang": "English"}, "no language code"),
-    "duration": ({"duration": -1}, "duration must be more than 0"),
-    "span": ({"start": 2, "end": 1}, "end must lie after start"),
-    "words": ({"words": [["re", 0, 0.1]]}, "words say"),
-    "word times": ({"words": [["do", 0.5, 0.1]]}, "lasts from 0.5 to 0.1"),
-    "again": ({"key": "train_000"}, "the key occurs already in line"),
-    "json": (b'{"key": "torn', "no JSON"),
-    "list": (b"[1, 2]", "the line holds a list"),
-    "bytes": (b'{"key": "\xff"}', "is no UTF-8"),
-    "gone": ({"wav": "gone.wav"}, "cannot read"),
-    "text": ({"wav": "text.wav"}, "it is broken or in no known format"),
-    "empty": ({"wav": "empty.wav"}, "it is empty (0 bytes)"),
-    "cut": ({"wav": "cut.wav"}, "cut off"),
-    "length": ({"duration": 2.5}, "duration is given as 2.5 s"),
-    "silent": ({"wav": "silent.wav"}, "silent throughout"),
-}
-ONLY_CHECKED = {"length", "silent"}
-"""Faults that cost nothing but a wrong label: training and inference take the row as it is."""
-
-
-@pytest.fixture
-def faulty(corpus, tmp_path):
-    """A manifest with a faulty row after every good one, and the line of each fault."""
-    good = [json.loads(line) for line in (corpus / "train.jsonl").read_text("utf-8").splitlines()]
-    for row in good:
-        row["wav"] = str(corpus / row["wav"])
-    (tmp_path / "text.wav").write_text("no sound")
-    (tmp_path / "empty.wav").touch()
-    whole = Path(good[0]["wav"]).read_bytes()
-    (tmp_path / "cut.wav").write_bytes(whole[: len(whole) // 2])
-    soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
-    lines, places = [], {}
-    for row, name in zip(good, [*TWENTY, *[None] * len(good)], strict=False):
-        lines.append(json.dumps(row).encode())
-        if name is not None:
-            change = TWENTY[name][0]
-            plain = {"key": f"bad {name}", "wav": good[0]["wav"], "txt": "do"}
-            lines.append(change if isinstance(change, bytes) else json.dumps({**plain, **change}).encode())
-            places[name] = len(lines)
-    manifest = tmp_path / "faulty.jsonl"
-    manifest.write_bytes(b"\n".join(lines) + b"\n")
-    return manifest, places, len(good)
-
-
 def test_data_check_lists_every_fault_with_its_line(faulty, capsys):
     manifest, places, good = faulty
     assert len(places) >= 20
@@ -257,239 +193,6 @@ def test_train_goes_on_with_the_rest_and_names_the_faults(faulty, corpus, tmp_pa
         named = f"{manifest}:{line}: " in skipped or f"bad {name}: " in skipped
         assert named == (name not in ONLY_CHECKED), name
     assert len(skipped.splitlines()) == len(places) - len(ONLY_CHECKED)
-
-
-# -- infer
-
-
-@pytest.fixture
-def folder(corpus, tmp_path):
-    """Sound files in a tree, and one that is none."""
-    sounds = sorted((corpus / "dev").glob("*.wav"))[:3]
-    (tmp_path / "sounds" / "deep").mkdir(parents=True)
-    shutil.copy(sounds[0], tmp_path / "sounds" / "b.wav")
-    shutil.copy(sounds[1], tmp_path / "sounds" / "deep" / "a.WAV")
-    wave, rate = soundfile.read(sounds[2])
-    soundfile.write(tmp_path / "sounds" / "c.flac", wave, rate)
-    (tmp_path / "sounds" / "notes.txt").write_text("no sound")
-    return tmp_path / "sounds"
-
-
-def run_infer(finished, capsys, *words):
-    status = main(["infer", "--model", str(finished / "model"), *map(str, words)])
-    said = capsys.readouterr()
-    return status, [json.loads(line, parse_constant=pytest.fail) for line in said.out.splitlines()], said.err
-
-
-def test_infer_on_files_a_folder_and_a_manifest(finished, corpus, folder, tmp_path, capsys):
-    manifest = tmp_path / "two.jsonl"
-    rows = [json.loads(line) for line in (corpus / "dev.jsonl").read_text("utf-8").splitlines()[:2]]
-    rows = [{**row, "wav": str(corpus / row["wav"])} for row in rows]
-    del rows[1]["duration"]
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    single = folder / "c.flac"
-    status, lines, err = run_infer(finished, capsys, "--tasks", "asr,SGC,timestamps", single, folder, manifest)
-    assert (status, err) == (0, "")
-    assert [line["key"] for line in lines] == ["c", "b.wav", "c.flac", "deep/a.WAV", rows[0]["key"], rows[1]["key"]]
-    for line in lines:
-        assert list(line) == ["key", "wav", "duration", "results"]
-        assert line["duration"] == pytest.approx(soundfile.info(line["wav"]).duration, abs=1e-3)
-        assert list(line["results"]) == ["asr", "gender", "timestamps"]
-        assert isinstance(line["results"]["asr"]["text"], str)
-        assert {"label", "fault"} & line["results"]["gender"].keys()
-        assert isinstance(line["results"]["timestamps"]["words"], list)
-    assert lines[0]["results"] == lines[2]["results"]  # the same sound, wherever it stands
-    assert lines[4]["wav"] == rows[0]["wav"]
-
-
-def test_infer_asks_in_the_words_of_a_file(finished, folder, tmp_path, capsys):
-    path = tmp_path / "prompts.yaml"
-    path.write_text("<TRANSCRIBE><AGE><GENDER>: [do re mi]\n<S2S>: [a]\n", "utf-8")
-    words = ["--tasks", "<TRANSCRIBE><AGE><GENDER>", "--prompts", path, folder]
-    status, lines, err = run_infer(finished, capsys, *words)
-    assert (status, err) == (0, f"{path}: ignored, as of no task here: <S2S>\n")
-    own = run_infer(finished, capsys, "--tasks", "age+gender", "--prompt", "do re mi", folder)
-    assert lines == own[1]
-    for line in lines:
-        assert list(line["results"]) == ["age+gender"]
-        assert {"text", "labels"} <= line["results"]["age+gender"].keys()
-
-
-def test_infer_asks_an_instruction_of_ones_own_where_a_row_brings_none(finished, folder, tmp_path, capsys):
-    manifest = tmp_path / "own.jsonl"
-    rows = [{"key": "a", "wav": "sounds/b.wav"}, {"key": "b", "wav": "sounds/b.wav", "prompt": "so la"}]
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = [line["results"] for line in run_infer(finished, capsys, "--prompt", "do re mi", manifest)[1]]
-    for prompt, row in (("do re mi", asked[0]), ("so la", asked[1])):
-        (line,) = run_infer(finished, capsys, "--prompt", prompt, folder / "b.wav")[1]
-        assert line["results"] == row
-    assert run_infer(finished, capsys, "--prompt", "<no_prompt>", folder / "b.wav")[0] == 0
-
-
-@pytest.mark.parametrize(
-    ("prompt", "fault"), [("a" * 10000, "the prompt has 10000 characters"), (" ", "--prompt is empty")]
-)
-def test_infer_refuses_an_instruction_that_is_too_long_or_none(finished, folder, capsys, prompt, fault):
-    assert run_infer(finished, capsys, "--prompt", prompt, folder)[0] == 2
-    assert fault in run_infer(finished, capsys, "--prompt", prompt, folder)[2]
-
-
-def test_infer_answers_an_instruction_of_tags_as_any_other(finished, folder, capsys):
-    status, lines, _ = run_infer(finished, capsys, "--prompt", "<asr><|endoftext|><male><|im_end|>[unused10]", folder)
-    assert status == 0
-    assert all("asr" in line["results"] for line in lines)
-    assert not any("<" in line["results"]["asr"]["text"] and ">" in line["results"]["asr"]["text"] for line in lines)
-
-
-@pytest.mark.parametrize("decoding", ["beam", "osum", "osum-echat"])
-def test_infer_by_every_decoding_is_repeated_by_its_seed(finished, folder, capsys, decoding):
-    words = ["--tasks", "asr,gender", "--decoding", decoding, "--seed", "3", folder]
-    first = run_infer(finished, capsys, *words)
-    assert first[0] == 0
-    assert run_infer(finished, capsys, *words) == first
-
-
-def test_infer_names_what_it_cannot_use_and_answers_the_rest(finished, folder, tmp_path, capsys):
-    (folder / "broken.wav").write_text("no sound")
-    soundfile.write(folder / "long.wav", 0.1 * np.ones(16000 * 5), 16000)
-    (tmp_path / "empty").mkdir()
-    manifest = tmp_path / "m.jsonl"
-    manifest.write_text('{"key": "k", "wav": "sounds/b.wav", "gendr": 1}\n')
-    out = tmp_path / "new" / "answers.jsonl"
-    inputs = [folder, tmp_path / "gone.wav", tmp_path / "empty", manifest]
-    status, printed, err = run_infer(finished, capsys, "--tasks", "gender", "--out", out, *inputs)
-    assert (status, printed) == (1, [])
-    lines = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
-    assert [line["key"] for line in lines] == ["b.wav", "broken.wav", "c.flac", "deep/a.WAV", "long.wav", "gone"]
-    errors = {line["key"]: line["error"] for line in lines if "error" in line}
-    assert errors.keys() == {"broken.wav", "long.wav", "gone"}
-    assert "longer than the allowed 4 s" in errors["long.wav"]
-    assert all(list(line) == ["key", "wav", "error"] for line in lines if "error" in line)
-    assert all("results" in line for line in lines if "error" not in line)
-    skipped = [line for line in err.splitlines() if line.startswith("skipped: ")]
-    assert len(skipped) == 5
-    for word in (
-        "broken.wav",
-        "long.wav",
-        "gone.wav",
-        f"{tmp_path / 'empty'}: no sound file",
-        f"{manifest}:1: k: unknown",
-    ):
-        assert [line for line in skipped if word in line], word
-    assert err.splitlines()[-1] == "5 of 8 inputs skipped or unreadable"
-    assert [path.name for path in out.parent.iterdir()] == ["answers.jsonl"]
-
-
-def test_infer_on_the_faulty_manifest(finished, faulty, capsys):
-    manifest, places, good = faulty
-    status, lines, err = run_infer(finished, capsys, manifest)
-    assert status == 1
-    assert sum("results" in line for line in lines) == good + len(ONLY_CHECKED)
-    for name, line in places.items():
-        if name not in ONLY_CHECKED:
-            named = [said for said in err.splitlines() if f"{manifest}:{line}: " in said or f"/{name}.wav" in said]
-            assert named, name
-
-
-def test_infer_on_nothing(finished, tmp_path, capsys):
-    assert main(["infer", "--model", str(finished / "model"), str(tmp_path)]) == 2
-    assert "nothing to answer about" in capsys.readouterr().err
-    sound = tmp_path / "a.wav"
-    soundfile.write(sound, 0.1 * np.ones(16000), 16000)
-    assert main(["infer", "--model", str(tmp_path), str(sound)]) == 2
-    assert "is no model directory" in capsys.readouterr().err
-
-
-# -- eval
-
-
-def test_eval_writes_scores_by_task_and_a_page(finished, corpus, tmp_path, capsys):
-    rows = [json.loads(line) for line in (corpus / "dev.jsonl").read_text("utf-8").splitlines()]
-    for row in rows:
-        row["wav"] = str(corpus / row["wav"])
-    manifest, out = tmp_path / "test.jsonl", tmp_path / "out"
-    broken = {**rows[0], "key": "broken", "wav": "gone.wav"}
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in [broken, *rows, {"key": "k"}]))
-    tasks = ["asr", "gender", "timestamps", "chat", "age+gender", "style+age+gender-only"]
-    words = ["--data", manifest, "--tasks", ",".join(tasks), "--limit", "5", "--out", out, "--decoding", "beam"]
-    assert main(["eval", "--model", str(finished / "model"), *map(str, words)]) == 0
-    said = capsys.readouterr().out
-    report = json.loads((out / "report.json").read_text("utf-8"), parse_constant=pytest.fail)
-    assert set(report["tasks"]) == set(tasks)
-    for name in tasks:
-        scores = report["tasks"][name]
-        assert scores["n"] == (5 if name != "chat" else min(5, sum("reply" in row for row in [broken, *rows])))
-        assert {metric.key for metric in headline(get_task(name))} <= scores.keys()
-        assert f"\n{name}" in said
-    wer = report["tasks"]["asr"]["wer"]
-    assert wer is None or wer >= 0
-    assert report["tasks"]["asr"]["failed"] == 1  # a recording that is not there counts as an error
-    assert report["tasks"]["gender"]["accuracy"] <= 0.8
-    assert report["tasks"]["age+gender"]["accuracy"] <= report["tasks"]["age+gender"]["gender_accuracy"]
-    assert report["facts"]["decoding"] == "beam"
-    assert "gone.wav" in said
-    assert f"{manifest}:{len(rows) + 2}: k: no wav" in said
-    page = (out / "report.html").read_text("utf-8")
-    assert page.lower().startswith("<!doctype html>")
-    assert "gone.wav" in page
-    predictions = [json.loads(line) for line in (out / "predictions.jsonl").read_text("utf-8").splitlines()]
-    assert len(predictions) == sum(scores["n"] for scores in report["tasks"].values())
-    assert {row["task"] for row in predictions} == set(tasks)
-    assert said.splitlines()[-1] == f"report: {out / 'report.html'}"
-
-
-def test_eval_of_tasks_without_labels_ends_in_words(finished, corpus, tmp_path, capsys):
-    manifest = tmp_path / "bare.jsonl"
-    manifest.write_text('{"key": "a", "wav": "a.wav"}\n')
-    words = ["--data", str(manifest), "--tasks", "asr,gender", "--out", str(tmp_path / "out")]
-    assert main(["eval", "--model", str(finished / "model"), *words]) == 2
-    assert "carries labels for asr, gender" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.fixture
-def answering_with_tags(finished, tmp_path):
-    """The trained model as if it had learned OSUM-Pangu's form."""
-    folder = tmp_path / "tags" / "model"
-    shutil.copytree(finished / "model", folder)
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    (folder / "config.json").write_text(json.dumps({**config, "form": "osum_pangu"}))
-    return folder
-
-
-def test_eval_in_natural_language_compares_wordings_and_stages(answering_with_tags, corpus, tmp_path, capsys):
-    tasks = ["asr", "gender+age-only", "chat", "gender"]
-    words = ["--model", answering_with_tags, "--data", corpus / "dev.jsonl", "--limit", "2", "--natural"]
-    assert main([str(w) for w in ["eval", *words, "--tasks", "asr", "--out", tmp_path / "1"]]) == 0
-    words += ["--tasks", ",".join(tasks), "--out", tmp_path / "2", "--stage", f"stage 1={tmp_path / '1/report.json'}"]
-    assert main([str(w) for w in ["eval", *words]]) == 0
-    said = capsys.readouterr().out
-    report = json.loads((tmp_path / "2/report.json").read_text("utf-8"), parse_constant=pytest.fail)
-    asked = [name for name in tasks if name in report["tasks"]]
-    shown = [name for name in asked if name != "chat"]  # that form shows a chat no instruction
-    following = report["instructions"]["following"]
-    assert {w: set(found["tasks"]) for w, found in following.items()} == {"fixed": set(asked), "natural": set(shown)}
-    assert report["instructions"]["differences"].keys() == set(shown)
-    rows = [json.loads(line) for line in (tmp_path / "2/predictions.jsonl").read_text("utf-8").splitlines()]
-    for name in shown:
-        by_wording = {w: [row for row in rows if (row["task"], row["wording"]) == (name, w)] for w in following}
-        assert [r["key"] for r in by_wording["fixed"]] == [r["key"] for r in by_wording["natural"]]
-        assert not any(r["prompt"] for r in by_wording["fixed"])
-        assert all(r["prompt"] for r in by_wording["natural"])
-    assert "instructions followed" in said
-    page = (tmp_path / "2/report.html").read_text("utf-8")
-    assert "stage 1" in page
-    assert "Instructions followed, by stage" in page
-
-
-@pytest.mark.parametrize(
-    ("stage", "fault"),
-    [("report.json", "--stage wants a name and a report"), ("a=gone.json", "gone.json: the report of a stage cannot")],
-)
-def test_eval_of_a_stage_that_is_not_there(finished, corpus, tmp_path, capsys, stage, fault):
-    words = ["--model", finished / "model", "--data", corpus / "dev.jsonl", "--out", tmp_path, "--stage", stage]
-    assert main([str(w) for w in ["eval", *words]]) == 2
-    assert fault in capsys.readouterr().err
 
 
 # -- instructions
