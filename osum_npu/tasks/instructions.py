@@ -29,8 +29,8 @@ _COMPOSED = 0.6
 _SENTENCES = 0.3
 """How often each wish is a sentence or a question of its own."""
 _TRANSCRIPT_LAST = 0.3
-_MISTYPED, _WRONG = 0.5, 0.15
-"""How often an instruction for training is mistyped, and the share of its words that are wrong then."""
+_MISTYPED, _WRONG = 0.75, 0.5
+"""How often an instruction for training is mistyped, and the largest share of its words that are wrong then."""
 _RARE = (0x8E00, 0x8E7F)
 """Rare Han characters, the first and the last; one of them stands in the place of another. They are few, so that a
 tokenizer that is learned from the instructions keeps room for words."""
@@ -102,7 +102,7 @@ def draw_instruction(task: Task, split: Split, rng: random.Random, lang: str | N
 
 
 def draw_for_training(task: Task, rng: random.Random, lang: str | None = None) -> str:
-    """Make up an instruction in the words of ``train``, half of them mistyped.
+    """Make up an instruction in the words of ``train``, most of them mistyped.
 
     So that words that a model has never seen ask for nothing: it meets such words while it learns.
 
@@ -121,9 +121,11 @@ def draw_for_training(task: Task, rng: random.Random, lang: str | None = None) -
 def mistype(text: str, rng: random.Random) -> str:
     """Swap letters within some words, and put some Han characters in the place of others."""
 
+    share = rng.uniform(0, _WRONG)
+
     def wrong(found: re.Match[str]) -> str:
         letters = list(found[0])
-        if rng.random() >= _WRONG:
+        if rng.random() >= share:
             return found[0]
         if len(letters) == 1:
             return chr(rng.randint(*_RARE))

@@ -3,6 +3,7 @@
 import itertools
 import random
 import re
+from functools import cache
 
 import pytest
 from hypothesis import given
@@ -46,25 +47,37 @@ def phrases(lang, split):
     return [*whole, *composed]
 
 
+@cache
 def refusals(lang, split):
-    """What an instruction may say of a wish that it does not have, by the wish."""
+    """What an instruction may say of a wish that it does not have, by the wish; the longest first."""
     told = parts(lang, split)
-    return {
+    said = {
         refusal.format(name=name).lower(): wish
         for wish, names in told["names"].items()
         for refusal, name in itertools.product(told["refusals"], names)
     }
+    return dict(sorted(said.items(), key=lambda item: -len(item[0])))
+
+
+@cache
+def by_phrase(lang, split):
+    """The wish of each phrase in lower case, the longest first: a phrase within another one is none of its own."""
+    return dict(sorted(((text.lower(), wish) for text, wish in phrases(lang, split)), key=lambda item: -len(item[0])))
+
+
+def within(text):
+    """All runs of two letters or more within a text, itself among them."""
+    return {text[start:end] for start, end in itertools.combinations(range(len(text) + 1), 2) if end - start > 1}
 
 
 def heard(said, lang, split):
     """What an instruction asks for, found by its words alone: the wish of each phrase, in order of place."""
-    by_phrase = {text.lower(): wish for text, wish in phrases(lang, split)}
     said, places = said.lower(), {}
     for refused in refusals(lang, split):
         said = said.replace(refused, "")
-    for text in sorted(by_phrase, key=len, reverse=True):  # a phrase within another one is none of its own
+    for text, wish in by_phrase(lang, split).items():
         while (place := said.find(text)) >= 0:
-            places[place] = by_phrase[text]
+            places[place] = wish
             said = said[:place] + "\0" * len(text) + said[place + len(text) :]
     return [places[place] for place in sorted(places)]
 
@@ -104,8 +117,8 @@ def test_a_phrase_asks_for_one_wish_only(lang):
     for split in SPLITS:
         for text, wish in phrases(lang, split):
             assert wish_of.setdefault(text.lower(), wish) == wish
-    for one, wish in wish_of.items():
-        assert not any(one in other and wish_of[other] != wish for other in wish_of), one
+    for text, wish in wish_of.items():
+        assert all(wish_of.get(part, wish) == wish for part in within(text)), text
 
 
 COMBINED = st.builds(combine, st.lists(st.sampled_from(LABELLED), min_size=1, unique=True).map(tuple), st.booleans())
@@ -139,11 +152,11 @@ def test_a_mistyped_instruction_is_as_long_and_has_the_same_letters(task, lang, 
     assert [bool(re.match(f"[{HAN}]", c)) for c in typed] == [bool(re.match(f"[{HAN}]", c)) for c in said]
 
 
-def test_half_of_the_instructions_for_training_are_mistyped():
+def test_most_instructions_for_training_are_mistyped():
     age, seeds = TASKS["age"], range(1000)
     right = [draw_instruction(age, "train", random.Random(seed)) for seed in seeds]
     typed = [draw_for_training(age, random.Random(seed)) for seed in seeds]
-    assert 400 < sum(one != other for one, other in zip(right, typed)) < 600
+    assert 600 < sum(one != other for one, other in zip(right, typed)) < 750  # three of four, less those without a slip
 
 
 @pytest.mark.parametrize("name", ["chat_think", "text2text", "intent"])

@@ -11,7 +11,7 @@ tasks=asr,timestamps,event,emotion,style,gender,age,chat
 sources=()  # an empty list is an error of old bash, hence the +
 [[ -z $recordings ]] || for part in train dev; do sources+=("data.$part.recordings.path=$recordings/$part.jsonl"); done
 [[ -e $out/corpus/test.jsonl ]] || osum-npu data synthesize "$out/corpus" --test 3600
-[[ -e $out/intents/test.jsonl ]] || osum-npu data intents "$out/intents" --tasks "$tasks"
+[[ -e $out/intents/test.jsonl ]] || osum-npu data intents "$out/intents" --train 60000 --tasks "$tasks"
 osum-npu train "$here/understand.yaml" ${sources[@]+"${sources[@]}"}
 osum-npu train "$here/intents.yaml"
 osum-npu train "$here/follow.yaml" ${sources[@]+"${sources[@]}"}
