@@ -236,13 +236,19 @@ def race(
 ) -> dict[str, Any]:
     """Let sides take turns; return the median seconds of sound by CPU second of each, and ours over the ceiling.
 
-    A race whose ceiling moved too much counts for nothing; another one is run then.
+    A race whose ceiling moved too much counts for nothing; another one is run then. Each is told as it ends.
     """
-    for attempt in range(1, ATTEMPTS + 1):
+    for _ in range(ATTEMPTS):
         figures = _race(names, vocabulary, dtype, batches, rounds)
+        rates = ", ".join(f"{n} {rate:.2f}" for n, rate in figures["seconds_of_sound_by_cpu_second"].items())
+        void = "; VOID" if figures["void"] else ""
+        print(
+            f"  {str(dtype)[6:]}, vocabulary of {vocabulary}: {rates}; {figures['share']:.1%} of a ceiling of "
+            f"{figures['ceiling_gflops']:.0f} GFLOP/s, which moved by {figures['moved']:.1%}{void}",
+            flush=True,
+        )
         if not figures["void"]:
             break
-        print(f"  attempt {attempt} of {str(dtype)[6:]} {vocabulary} is void: ceiling moved by {figures['moved']:.1%}")
     return figures
 
 
@@ -326,6 +332,7 @@ def main() -> None:
     batches, similar = (read_batches(args.folder, 10, similar=similar) for similar in (False, True))
     sound = statistics.mean(batch.seconds for batch in batches)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {sound:.0f} s of sound a step")
+    print(f"seconds of sound by CPU second, medians of {args.rounds} rounds")
     figures: dict[str, Any] = {}
     for dtype in [getattr(torch, name) for name in args.dtype or ("float32", "bfloat16")]:
         memory = {name: peak(name, dtype, batches) for name in ("ours", "padded")}  # first, while this process is small
@@ -334,23 +341,20 @@ def main() -> None:
         races = {
             "vs_padded": race(["ours", "padded"], VOCABULARY, dtype, batches, args.rounds),
             "vs_padded_small_vocabulary": race(["ours", "padded"], SMALL_VOCABULARY, dtype, batches, args.rounds),
-            "vs_padded_similar_lengths": race(["ours", "padded"], VOCABULARY, dtype, similar, args.rounds),
         }
         if dtype is torch.float32:
             races["vs_qwen2_audio"] = race(["ours", "qwen2_audio"], VOCABULARY, dtype, batches, args.rounds)
+        races["vs_padded_similar_lengths"] = race(["ours", "padded"], VOCABULARY, dtype, similar, args.rounds)
         row = {
             **{name: truediv(*each["seconds_of_sound_by_cpu_second"].values()) for name, each in races.items()},
             "memory_vs_padded": memory["ours"] / memory["padded"],
             "gemm_share": alone["share"],
         }
         figures[str(dtype)[6:]] = row
-        print(f"\n{str(dtype)[6:]}: seconds of sound by CPU second, medians of {args.rounds} rounds")
-        for title, each in {"gemm_share": alone, **races}.items():
-            for name, value in each["seconds_of_sound_by_cpu_second"].items():
-                print(f"  {name:<12} {value:8.2f}   {title}")
-            void = "; VOID, run it on a quiet machine" if each["void"] else ""
-            print(f"  ceiling {each['ceiling_gflops']:10.0f}   GFLOP/s, moved by {each['moved']:.1%}{void}")
-        print("  memory above the weights: " + ", ".join(f"{n} {b / 2**20:.0f} MiB" for n, b in memory.items()))
+        print(
+            f"{str(dtype)[6:]}: memory above the weights: "
+            + ", ".join(f"{n} {b / 2**20:.0f} MiB" for n, b in memory.items())
+        )
         print("  " + ", ".join(f"{n} {v:.3f}" for n, v in row.items()))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
