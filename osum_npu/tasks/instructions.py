@@ -120,7 +120,6 @@ def draw_for_training(task: Task, rng: random.Random, lang: str | None = None) -
 
 def mistype(text: str, rng: random.Random) -> str:
     """Swap letters within some words, and put some Han characters in the place of others."""
-
     share = rng.uniform(0, _WRONG)
 
     def wrong(found: re.Match[str]) -> str:
