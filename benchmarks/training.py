@@ -241,7 +241,7 @@ def race(
     for _ in range(ATTEMPTS):
         figures = _race(names, vocabulary, dtype, batches, rounds)
         rates = ", ".join(f"{n} {rate:.2f}" for n, rate in figures["seconds_of_sound_by_cpu_second"].items())
-        void = "; VOID" if figures["void"] else ""
+        void = "; VOID, it wants a quieter machine" if figures["void"] else ""
         print(
             f"  {str(dtype)[6:]}, vocabulary of {vocabulary}: {rates}; {figures['share']:.1%} of a ceiling of "
             f"{figures['ceiling_gflops']:.0f} GFLOP/s, which moved by {figures['moved']:.1%}{void}",
