@@ -70,11 +70,19 @@ def within(text):
     return {text[start:end] for start, end in itertools.combinations(range(len(text) + 1), 2) if end - start > 1}
 
 
+def parted(said, lang, split):
+    """An instruction in the words of a split, in lower case, less its refusals; and the wishes that these name."""
+    said, refused = said.lower(), set()
+    for words, wish in refusals(lang, split).items():
+        if words in said:
+            said = said.replace(words, "")
+            refused.add(wish)
+    return said, refused
+
+
 def heard(said, lang, split):
-    """What an instruction asks for, found by its words alone: the wish of each phrase, in order of place."""
-    said, places = said.lower(), {}
-    for refused in refusals(lang, split):
-        said = said.replace(refused, "")
+    """What an instruction without refusals asks for, found by its words alone: the wish of each phrase, by place."""
+    places = {}
     for text, wish in by_phrase(lang, split).items():
         while (place := said.find(text)) >= 0:
             places[place] = wish
@@ -111,6 +119,25 @@ def test_no_part_of_test_is_in_train(lang):
         assert not any(text in theirs or theirs in text for theirs in other), text
 
 
+@every_part
+def test_no_phrase_arises_where_parts_of_the_other_split_meet(lang, split):
+    """Neither of a phrase and what stands before it, nor of a phrase and what comes after."""
+    told = parts(lang, split)
+    asking = {text.lower() for text, _ in phrases(lang, split)}
+    heads, tails = zip(*(frame.lower().split("{wish}") for frame in told["frames"]), strict=True)
+    joins = {join.lower() for pair in told["joins"] for join in pair}
+    meetings = [({*heads, *joins, *(text.lower() for text in told["openings"])}, asking), (asking, {*tails, *joins})]
+    borders = [({text[i:] for text in one for i in range(len(text))}, starts(other)) for one, other in meetings]
+    for text in by_phrase(lang, "test" if split == "train" else "train"):
+        for end, start in borders:
+            assert not any(text[:i] in end and text[i:] in start for i in range(1, len(text))), text
+
+
+def starts(texts):
+    """All beginnings of the texts."""
+    return {text[:end] for text in texts for end in range(1, len(text) + 1)}
+
+
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_a_phrase_asks_for_one_wish_only(lang):
     wish_of = {}
@@ -128,7 +155,8 @@ COMBINED = st.builds(combine, st.lists(st.sampled_from(LABELLED), min_size=1, un
 def test_an_instruction_says_what_it_asks_for_in_the_words_of_its_split(task, lang, split, seed):
     said = draw_instruction(task, split, random.Random(seed), lang)
     assert said == draw_instruction(task, split, random.Random(seed), lang)
-    found = heard(said, lang, split)
+    asked, refused = parted(said, lang, split)
+    found = heard(asked, lang, split)
     assert sorted(found) == sorted(wishes(task))
     if "asr" in found and len(found) > 1:
         assert found[0] == "asr" or found[-1] == "asr"
@@ -136,10 +164,9 @@ def test_an_instruction_says_what_it_asks_for_in_the_words_of_its_split(task, la
         assert ("asr", *found) == wishes(task)
     else:
         assert tuple(found) == wishes(task)
-    assert heard(said, lang, "test" if split == "train" else "train") == []
+    assert heard(asked, lang, "test" if split == "train" else "train") == []
     assert "{" not in said
     assert not prompt_fault(said)
-    refused = {wish for words, wish in refusals(lang, split).items() if words in said.lower()}
     assert not refused & {*wishes(task), *(["asr"] if task.transcript else [])}
 
 
