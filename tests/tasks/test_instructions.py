@@ -3,6 +3,7 @@
 import itertools
 import random
 import re
+from collections import defaultdict
 from functools import cache
 
 import pytest
@@ -47,45 +48,63 @@ def phrases(lang, split):
     return [*whole, *composed]
 
 
+class Known(dict):
+    """Texts in lower case, each with its wish."""
+
+    def __init__(self, pairs):
+        super().__init__((text.lower(), wish) for text, wish in pairs)
+        self.head = min(map(len, self))
+        self.lengths = defaultdict(set)
+        for text in self:
+            self.lengths[text[: self.head]].add(len(text))
+
+    def within(self, text):
+        """Those that a text has, the longest first."""
+        runs = {
+            text[start : start + length]
+            for start in range(len(text))
+            for length in self.lengths.get(text[start : start + self.head], ())
+        }
+        return sorted(runs & self.keys(), key=lambda run: (-len(run), run))
+
+
 @cache
 def refusals(lang, split):
-    """What an instruction may say of a wish that it does not have, by the wish; the longest first."""
+    """What an instruction may say of a wish that it does not have."""
     told = parts(lang, split)
-    said = {
-        refusal.format(name=name).lower(): wish
+    return Known(
+        (refusal.format(name=name), wish)
         for wish, names in told["names"].items()
         for refusal, name in itertools.product(told["refusals"], names)
-    }
-    return dict(sorted(said.items(), key=lambda item: -len(item[0])))
+    )
 
 
 @cache
-def by_phrase(lang, split):
-    """The wish of each phrase in lower case, the longest first: a phrase within another one is none of its own."""
-    return dict(sorted(((text.lower(), wish) for text, wish in phrases(lang, split)), key=lambda item: -len(item[0])))
-
-
-def within(text):
-    """All runs of two letters or more within a text, itself among them."""
-    return {text[start:end] for start, end in itertools.combinations(range(len(text) + 1), 2) if end - start > 1}
+def asking(lang, split):
+    """Every phrase that asks for a wish."""
+    return Known(phrases(lang, split))
 
 
 def parted(said, lang, split):
     """An instruction in the words of a split, in lower case, less its refusals; and the wishes that these name."""
     said, refused = said.lower(), set()
-    for words, wish in refusals(lang, split).items():
+    known = refusals(lang, split)
+    for words in known.within(said):
         if words in said:
             said = said.replace(words, "")
-            refused.add(wish)
+            refused.add(known[words])
     return said, refused
 
 
 def heard(said, lang, split):
-    """What an instruction without refusals asks for, found by its words alone: the wish of each phrase, by place."""
-    places = {}
-    for text, wish in by_phrase(lang, split).items():
+    """What an instruction without refusals asks for, found by its words alone: the wish of each phrase, by place.
+
+    A phrase within another one is none of its own.
+    """
+    known, places = asking(lang, split), {}
+    for text in known.within(said):
         while (place := said.find(text)) >= 0:
-            places[place] = wish
+            places[place] = known[text]
             said = said[:place] + "\0" * len(text) + said[place + len(text) :]
     return [places[place] for place in sorted(places)]
 
@@ -98,8 +117,7 @@ def test_every_wish_has_enough_phrases_in_the_language(lang, split):
     assert all(verb.count("{object}") == 1 for verb in flat(told["verbs"]))
     assert set(told["questions"]) <= set(WISHES)
     assert all(len(texts) >= (12 if split == "train" else 6) for texts in told["wishes"].values())
-    asking = [text for text, _ in phrases(lang, split)]
-    for text in [*asking, *told["frames"], *told["before"], *told["after"], *told["refusals"]]:
+    for text in [*asking(lang, split), *told["frames"], *told["before"], *told["after"], *told["refusals"]]:
         assert bool(re.search(f"[{HAN}。]", text)) == (lang == "zh")
         assert not re.search("[<>]", text)
     assert all(frame.count("{wish}") == 1 for frame in told["frames"])
@@ -114,21 +132,20 @@ def test_no_part_of_test_is_in_train(lang):
         ours, theirs = ({text.lower() for text in flat(told[kind])} for told in (train, test))
         assert len(ours) == len(flat(train[kind])) or kind in ("joins", "objects")
         assert not (ours & theirs) - {", ", "，"}, kind  # a comma is nobody's
-    one, other = ({text.lower() for text, _ in phrases(lang, split)} for split in SPLITS)
-    for text in one:
-        assert not any(text in theirs or theirs in text for theirs in other), text
+    for one, other in itertools.permutations([asking(lang, split) for split in SPLITS]):
+        assert not [text for text in one if other.within(text)]
 
 
 @every_part
 def test_no_phrase_arises_where_parts_of_the_other_split_meet(lang, split):
     """Neither of a phrase and what stands before it, nor of a phrase and what comes after."""
     told = parts(lang, split)
-    asking = {text.lower() for text, _ in phrases(lang, split)}
+    asked = asking(lang, split)
     heads, tails = zip(*(frame.lower().split("{wish}") for frame in told["frames"]), strict=True)
     joins = {join.lower() for pair in told["joins"] for join in pair}
-    meetings = [({*heads, *joins, *(text.lower() for text in told["openings"])}, asking), (asking, {*tails, *joins})]
+    meetings = [({*heads, *joins, *(text.lower() for text in told["openings"])}, asked), (asked, {*tails, *joins})]
     borders = [({text[i:] for text in one for i in range(len(text))}, starts(other)) for one, other in meetings]
-    for text in by_phrase(lang, "test" if split == "train" else "train"):
+    for text in asking(lang, "test" if split == "train" else "train"):
         for end, start in borders:
             assert not any(text[:i] in end and text[i:] in start for i in range(1, len(text))), text
 
@@ -140,12 +157,9 @@ def starts(texts):
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_a_phrase_asks_for_one_wish_only(lang):
-    wish_of = {}
-    for split in SPLITS:
-        for text, wish in phrases(lang, split):
-            assert wish_of.setdefault(text.lower(), wish) == wish
-    for text, wish in wish_of.items():
-        assert all(wish_of.get(part, wish) == wish for part in within(text)), text
+    pairs = [(text.lower(), wish) for split in SPLITS for text, wish in phrases(lang, split)]
+    known = Known(pairs)
+    assert not [(text, wish) for text, wish in pairs if {known[run] for run in known.within(text)} != {wish}]
 
 
 COMBINED = st.builds(combine, st.lists(st.sampled_from(LABELLED), min_size=1, unique=True).map(tuple), st.booleans())
