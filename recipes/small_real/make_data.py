@@ -47,6 +47,8 @@ PARTS = ("train", "dev")
 TIMES = "timestamps"
 """The pack whose sound is made of clips of the others."""
 EVENTS = "events"
+WINDOWED = {"librispeech_mini": 4.0}
+"""Packs of long clips whose labels hold throughout, and the seconds of the windows that train them, too."""
 
 
 class Clip(NamedTuple):
@@ -78,6 +80,8 @@ def make_data(packs: Path, out: Path) -> None:
             rows = _write(f"{pack} {part}", read_clips(packs, pack, part), out / "audio" / pack)
             for source, chosen in _sources(pack, rows):
                 write_manifest(out / part / f"{source}.jsonl", chosen)
+            if part == "train" and pack in WINDOWED:
+                write_manifest(out / part / f"windows_{pack}.jsonl", list(windows(rows, WINDOWED[pack])))
 
 
 def read_clips(packs: Path, pack: str, part: str) -> list[Clip]:
@@ -121,6 +125,14 @@ def _sources(pack: str, rows: list[Utterance]) -> Iterator[tuple[str, list[Utter
         return
     for event in sorted({row.labels["event"] for row in rows}):
         yield f"{pack}_{event}", [row for row in rows if row.labels["event"] == event]
+
+
+def windows(rows: list[Utterance], seconds: float) -> Iterator[Utterance]:
+    """Cut clips into windows, one behind the other; what is left at the end is in none."""
+    for row in rows:
+        for number in range(int(soundfile.info(row.wav).duration // seconds)):
+            start = number * seconds
+            yield replace(row, key=f"{row.key}_{number}", start=start, end=start + seconds, duration=seconds)
 
 
 def _write(name: str, clips: list[Clip], folder: Path) -> list[Utterance]:
