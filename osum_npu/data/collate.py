@@ -18,7 +18,7 @@ from osum_npu.data.plan import Example
 from osum_npu.tasks import Prompts, Task, Utterance, draw_prompt, prompts, spell, write
 from osum_npu.tasks.answer import STAMP_SECONDS
 from osum_npu.tasks.form import Form, get_form
-from osum_npu.tasks.instructions import can_be_asked, draw_for_training
+from osum_npu.tasks.instructions import can_be_asked, draw_instruction
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Collator:
         if self.start:
             return self.start(task, row)
         if self.natural and not row.prompt and can_be_asked(task) and rng.random() < self.natural:
-            return draw_for_training(task, rng)
+            return draw_instruction(task, "train", rng)
         return draw_prompt(row, task, self.wordings, rng)
 
     def _answers(self, examples: Sequence[Example]) -> list[list[list[int]]]:

@@ -7,23 +7,19 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from osum_npu.files import write_text
 from osum_npu.tasks import Task
-from osum_npu.tasks.instructions import LANGUAGES, draw_for_training, draw_instruction, shared_ngrams
+from osum_npu.tasks.instructions import LANGUAGES, Split, draw_instruction, shared_ngrams
 
 Part = Literal["train", "dev", "test"]
 PARTS: tuple[Part, ...] = ("train", "dev", "test")
 _TRIES = 100
-_DRAW: Mapping[Part, Callable[[Task, random.Random, str], str]] = {
-    "train": draw_for_training,
-    "dev": lambda task, rng, lang: draw_instruction(task, "train", rng, lang),
-    "test": lambda task, rng, lang: draw_instruction(task, "test", rng, lang),
-}
-"""How a part says it: dev in other sentences than train, test in other words."""
+_WORDS: Mapping[Part, Split] = {"train": "train", "dev": "train", "test": "test"}
+"""Whose words a part has: dev says them in other sentences than train."""
 NGRAM = 4
 """Length of the runs of words that are compared between train and test."""
 
@@ -67,7 +63,7 @@ def _intents(part: Part, count: int, tasks: Sequence[Task], seed: int, used: set
     for number in range(count):
         task, lang = wanted[number % len(wanted)]
         for _ in range(_TRIES):
-            prompt = _DRAW[part](task, rng, lang)
+            prompt = draw_instruction(task, _WORDS[part], rng, lang)
             if prompt not in used:
                 break
         else:

@@ -8,7 +8,6 @@ Each part belongs to one split, so a model is tested on words that it has not be
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -17,7 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from osum_npu.tasks.task import Task
-from osum_npu.tasks.text import HAN, split_words
+from osum_npu.tasks.text import split_words
 
 Split = Literal["train", "test"]
 LANGUAGES = ("zh", "en")
@@ -29,11 +28,6 @@ _COMPOSED = 0.6
 _SENTENCES = 0.3
 """How often each wish is a sentence or a question of its own."""
 _TRANSCRIPT_LAST = 0.3
-_MISTYPED, _WRONG = 0.75, 0.5
-"""How often an instruction for training is mistyped, and the largest share of its words that are wrong then."""
-_RARE = (0x8E00, 0x8E7F)
-"""Rare Han characters, the first and the last; one of them stands in the place of another. They are few, so that a
-tokenizer that is learned from the instructions keeps room for words."""
 
 _STOP = {"zh": ("。", "？", ""), "en": (".", "?", " ")}
 """What ends a wish and a question, and what stands between two sentences."""
@@ -99,40 +93,6 @@ def draw_instruction(task: Task, split: Split, rng: random.Random, lang: str | N
     if rng.random() < _OPENING:
         sentences[0] = rng.choice(told["openings"]) + sentences[0]
     return _STOP[lang][2].join(sentence[0].upper() + sentence[1:] for sentence in sentences)
-
-
-def draw_for_training(task: Task, rng: random.Random, lang: str | None = None) -> str:
-    """Make up an instruction in the words of ``train``, most of them mistyped.
-
-    So that words that a model has never seen ask for nothing: it meets such words while it learns.
-
-    Args:
-        task: any that can be asked for.
-        rng: decides everything.
-        lang: ``zh`` or ``en``; drawn if not given.
-
-    Raises:
-        ValueError: ``task`` is not asked for by an instruction about a recording.
-    """
-    said = draw_instruction(task, "train", rng, lang)
-    return mistype(said, rng) if rng.random() < _MISTYPED else said
-
-
-def mistype(text: str, rng: random.Random) -> str:
-    """Swap letters within some words, and put some Han characters in the place of others."""
-    share = rng.uniform(0, _WRONG)
-
-    def wrong(found: re.Match[str]) -> str:
-        letters = list(found[0])
-        if rng.random() >= share:
-            return found[0]
-        if len(letters) == 1:
-            return chr(rng.randint(*_RARE))
-        place = rng.randrange(len(letters) - 1)
-        letters[place : place + 2] = reversed(letters[place : place + 2])
-        return "".join(letters)
-
-    return re.sub(f"[{HAN}]|[A-Za-z]{{2,}}", wrong, text)
 
 
 def _framed(told: Mapping[str, Any], wanted: Sequence[str], rng: random.Random) -> Iterator[str]:

@@ -45,7 +45,7 @@ def test_the_seed_decides_all(tmp_path):
 
 
 def test_more_rows_than_instructions_is_an_error_in_words(tmp_path, monkeypatch):
-    monkeypatch.setattr("osum_npu.data.intents._DRAW", dict.fromkeys(PARTS, lambda *_: "the same"))
+    monkeypatch.setattr("osum_npu.data.intents.draw_instruction", lambda *_: "the same")
     with pytest.raises(ValueError, match="too few different instructions for 240 rows of train"):
         write_intents(tmp_path, COUNTS, ASKED, 0)
 

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from osum_npu.tasks import HAN, LISTED, TASKS, combine, get_task
 from osum_npu.tasks.instructions import (
     LANGUAGES,
-    draw_for_training,
     draw_instruction,
-    mistype,
     parts,
     shared_ngrams,
     wishes,
@@ -182,22 +180,6 @@ def test_an_instruction_says_what_it_asks_for_in_the_words_of_its_split(task, la
     assert "{" not in said
     assert not prompt_fault(said)
     assert not refused & {*wishes(task), *(["asr"] if task.transcript else [])}
-
-
-@given(st.sampled_from(ASKABLE), st.sampled_from(LANGUAGES), st.integers())
-def test_a_mistyped_instruction_is_as_long_and_has_the_same_letters(task, lang, seed):
-    said = draw_instruction(task, "train", random.Random(seed), lang)
-    typed = mistype(said, random.Random(seed))
-    assert len(typed) == len(said)
-    assert sorted(re.sub(f"[{HAN}]", "", typed)) == sorted(re.sub(f"[{HAN}]", "", said))
-    assert [bool(re.match(f"[{HAN}]", c)) for c in typed] == [bool(re.match(f"[{HAN}]", c)) for c in said]
-
-
-def test_most_instructions_for_training_are_mistyped():
-    age, seeds = TASKS["age"], range(1000)
-    right = [draw_instruction(age, "train", random.Random(seed)) for seed in seeds]
-    typed = [draw_for_training(age, random.Random(seed)) for seed in seeds]
-    assert 600 < sum(one != other for one, other in zip(right, typed)) < 750  # three of four, less those without a slip
 
 
 @pytest.mark.parametrize("name", ["chat_think", "text2text", "intent"])
