@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from osum_npu.data.intents import PARTS, write_intents
+from osum_npu.data.intents import write_intents
 from osum_npu.data.manifest import read_manifest
 from osum_npu.data.plan import servable
 from osum_npu.tasks import LISTED, Utterance, get_task, missing, read, write
