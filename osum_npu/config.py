@@ -162,7 +162,10 @@ class Stage:
         default=1, ge=1, le=8, description="tasks asked about each utterance of a step; its sound is encoded once"
     )
     natural: float = Field(
-        default=0.0, ge=0, le=1, description="share of the questions asked in natural language, made up anew each time"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="how often an instruction about sound is in natural language, made up anew each time",
     )
     warmup_steps: int = Field(default=0, ge=0, description="steps in which the learning rate rises")
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = Field(
@@ -364,6 +367,8 @@ def _stage_contradictions(model: Mapping[str, Any], stage: Mapping[str, Any]) ->
     needs_ctc = "ctc" in parts or stage.get("ctc_weight", 0)
     if kind == "new" and needs_ctc and not model.get("ctc"):
         yield (), "uses the CTC head, but model.ctc is not true"
+    if kind == "whisper" and stage.get("natural", 0):
+        yield ("natural",), "asks in natural language, but a model of kind whisper is asked by its tokens alone"
     if kind == "whisper" and stage.get("ctc_weight", 0):
         yield ("ctc_weight",), "uses a CTC head, which a model of kind whisper does not have"
     tasks, first = stage.get("tasks"), dict[str, str]()

@@ -35,7 +35,8 @@ class Intents(NamedTuple):
 def write_intents(out: Path, counts: Mapping[Part, int], tasks: Sequence[Task], seed: int) -> Intents:
     """Write ``train.jsonl``, ``dev.jsonl`` and ``test.jsonl``: instructions without sound, each with its task's name.
 
-    Tasks and languages come equally often. No instruction comes twice, in one part or in two.
+    Tasks and languages come equally often, as far as the count allows. No instruction comes twice, in one part or in
+    two.
 
     Args:
         out: folder to write.
@@ -59,7 +60,7 @@ def write_intents(out: Path, counts: Mapping[Part, int], tasks: Sequence[Task], 
 
 def _intents(part: Part, count: int, tasks: Sequence[Task], seed: int, used: set[str]) -> Iterator[dict[str, str]]:
     rng = random.Random(f"intents/{seed}/{part}")
-    wanted = [(task, lang) for lang in LANGUAGES for task in tasks]
+    wanted = [(task, lang) for task in tasks for lang in LANGUAGES]
     for number in range(count):
         task, lang = wanted[number % len(wanted)]
         for _ in range(_TRIES):

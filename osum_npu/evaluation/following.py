@@ -11,25 +11,31 @@ from osum_npu.evaluation.confidence import bootstrap_difference, wilson_interval
 from osum_npu.evaluation.metrics import Metric, Pair, all_right, edits_of, headline, of_part, replied, shift_of
 from osum_npu.evaluation.text import is_chinese
 from osum_npu.tasks import Task, get_task
+from osum_npu.tasks.form import Form
 
 Wording = Literal["fixed", "natural"]
-"""``fixed`` is the first wording of a task, ``natural`` is made up: :mod:`osum_npu.tasks.instructions`."""
+"""``fixed`` is the first wording of a task, or what a row asks by itself where nothing is compared; ``natural`` is made
+up: :mod:`osum_npu.tasks.instructions`."""
 
 
-def measure(answers: Mapping[Wording, Mapping[str, Sequence[Pair]]], *, prefix: bool) -> dict[str, Any]:
+def measure(answers: Mapping[Wording, Mapping[str, Sequence[Pair]]], form: Form) -> dict[str, Any]:
     """Measure how the model follows instructions, by wording, and what the wording changes.
 
     Args:
         answers: pairs by wording and name of the task. Natural ones are of the same utterances as the fixed ones.
-        prefix: whether the model's answers begin with the tags of the task.
+        form: of the model: what it is shown, and whether its answers begin with the tags of the task.
 
     Returns:
-        ``following`` by wording, if answers have tags, and ``differences`` by task, if there are natural ones; see
+        ``following`` by wording, if answers have tags, for the tasks whose instruction the model is shown, and
+        ``differences`` by task, if there are natural ones; see
         :func:`following` and :func:`compare`.
     """
     found: dict[str, Any] = {}
-    if prefix:
-        found["following"] = {wording: following(by_task) for wording, by_task in answers.items()}
+    if form.prefix:
+        found["following"] = {
+            wording: following({name: pairs for name, pairs in by_task.items() if get_task(name).kind in form.prompt})
+            for wording, by_task in answers.items()
+        }
     if "natural" in answers:
         compared = {
             name: compare(get_task(name), answers["fixed"][name], pairs) for name, pairs in answers["natural"].items()

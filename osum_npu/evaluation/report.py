@@ -82,13 +82,12 @@ def following_table(instructions: Mapping[str, Any]) -> list[list[str]]:
     names = list(dict.fromkeys(name for found in by_wording.values() for name in found["tasks"]))
     if not names:
         return []
-    table = [
-        ["instructions followed", "n", *(cell for wording in by_wording for cell in (f"{wording} ↑", "95 % interval"))]
-    ]
+    heading = (cell for wording in by_wording for cell in ("n", f"{wording} ↑", "95 % interval"))
+    table = [["instructions followed", *heading]]
     for name in [*names, "all"]:
         rates = [found["all"] if name == "all" else found["tasks"].get(name, {}) for found in by_wording.values()]
-        cells = [_rate_cells(rate.get("rate"), rate.get("interval"), "%") for rate in rates]
-        table.append([name, str(max(rate.get("n", 0) for rate in rates)), *(cell for pair in cells for cell in pair)])
+        cells = [(str(rate.get("n", 0)), *_rate_cells(rate.get("rate"), rate.get("interval"), "%")) for rate in rates]
+        table.append([name, *(cell for triple in cells for cell in triple)])
     return table
 
 

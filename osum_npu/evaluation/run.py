@@ -69,14 +69,15 @@ def evaluate(
         out: folder to write.
         limit: at most so many utterances a task, spread evenly over the data.
         natural: ask about the same utterances in natural language, too, in words of the test split, and compare.
-            Instructions of the rows themselves are then natural ones, and the fixed wording is that of the task.
+            A row that has a prompt and the intent of it is asked by its prompt; the fixed wording is that of the task.
         stages: reports of earlier stages by name, whose instruction following is shown beside this one.
         log: ``log.jsonl`` of the training, for the learning curves.
         facts: more for the report to state.
         settings: of :class:`Engine`: how it is asked and how it answers.
 
     Raises:
-        ValueError: no utterance carries the labels of any of the tasks, or a report of a stage cannot be used.
+        ValueError: no utterance carries the labels of any of the tasks, a report of a stage cannot be used, or there is
+            one for a model whose answers do not tell which instruction they follow.
     """
     earlier = {name: read_following(path) for name, path in (stages or {}).items()}
     utterances: list[Utterance] = []
@@ -89,6 +90,11 @@ def evaluate(
     if not any(asked.values()):
         raise ValueError(f"no utterance of {', '.join(map(str, manifests))} carries labels for {', '.join(asked)}")
     engine = Engine.load(model, **settings)
+    if stages and not engine.form.prefix:
+        raise ValueError(
+            f"reports of stages tell how instructions were followed, but answers of the model in {model} do not begin "
+            "with the tags of their task, so that it cannot be put beside them; leave the stages out"
+        )
     results: dict[Wording, dict[str, list[Result]]] = {"fixed": {}, **({"natural": {}} if natural else {})}
     for task in tasks:
         for wording in results:
@@ -108,7 +114,7 @@ def evaluate(
     ]
     write_text(out / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     pairs = {w: {name: _pairs(name, found) for name, found in by_task.items()} for w, by_task in results.items()}
-    instructions = measure(pairs, prefix=engine.form.prefix)
+    instructions = measure(pairs, engine.form)
     page = write_report(
         out,
         title="What the model understands",

@@ -2,7 +2,7 @@
 
 An instruction is one wish or several, in a frame, with or without an opening, chatter, and a word on what is *not*
 wanted. Labels are answered in the order in which they are wished for; the transcript may be wished for first or last.
-Each part belongs to one split, so a model is tested on words that it has not been trained on.
+Each part belongs to one split, so a model is tested on phrases that it has not been trained on.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
 ``PACKS`` holds the unpacked packs side by side, each with ``train.jsonl`` and ``dev.jsonl`` in this project's row
 form; ``timestamps`` holds recipes instead, which its own ``render.py`` turns into sound. Every clip is decoded once, to
 16-bit wav: Opus takes as long to decode as a small model takes to learn from it. ``OUT/train`` and ``OUT/dev`` then
-hold a manifest for each source of the recipe: one a pack, and the events by class, so that the recipe can weigh them.
+hold a manifest for each source of the recipe: one a pack, and the events by class, so that the recipe can weigh them;
+and one of windows, for a pack of few, long clips.
 
 A row keeps only what can be learned from its pack (``KEPT``): one voice teaches no gender, a style that is always the
 same teaches no style, and the gender of infants cannot be heard.

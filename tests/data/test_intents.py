@@ -37,6 +37,15 @@ def test_intents_are_rows_of_text_spread_evenly_and_never_twice(tmp_path):
         assert read(intent, write(intent, utterance, prefix=True)).intent == utterance.intent
 
 
+def test_languages_and_tasks_are_as_even_as_the_count_allows(tmp_path):
+    write_intents(tmp_path, {"train": 5, "dev": 1, "test": 10}, ASKED, 0)
+    found = {part: rows(tmp_path / f"{part}.jsonl") for part in COUNTS}
+    for key in ("lang", "intent"):
+        counts = Counter(row[key] for row in found["test"])
+        assert max(counts.values()) - min(counts.values()) <= (0 if key == "lang" else 2)
+    assert sorted(Counter(row["lang"] for row in found["train"]).values()) == [2, 3]
+
+
 def test_the_seed_decides_all(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_intents(tmp_path / name, COUNTS, ASKED, seed)

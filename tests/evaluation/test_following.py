@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,7 +16,9 @@ from osum_npu.evaluation.following import compare, following, measure, read_foll
 from osum_npu.evaluation.metrics import headline, score
 from osum_npu.evaluation.report import format_instructions, write_report
 from osum_npu.tasks import LISTED, TASKS, Utterance, Word, get_task, read, write
+from osum_npu.tasks.form import get_form
 
+OSUM, PANGU = get_form("osum"), get_form("osum_pangu")
 WORDS = (Word("hello", 0.1, 0.5), Word("world", 0.6, 1.0))
 
 
@@ -107,11 +110,11 @@ def test_a_comparison_wants_the_same_utterances():
 def test_the_report_shows_tables_and_bars_by_stage(tmp_path):
     good, bad = "<asr><age>hi<CHILD>", "<asr>hi"
     age = {w: {"age": answered("age", *texts)} for w, texts in (("fixed", [good] * 4), ("natural", [good, bad] * 2))}
-    found = measure(age, prefix=True)
-    assert measure(age, prefix=False).keys() == {"differences"}
-    assert measure({"fixed": {}}, prefix=False) == {}
+    found = measure(age, PANGU)
+    assert measure(age, OSUM).keys() == {"differences"}
+    assert measure({"fixed": {}}, OSUM) == {}
     nothing = {"scores": {}, "examples": [], "curves": [], "facts": {}, "skipped": []}
-    write_report(tmp_path / "1", title="t", **nothing, instructions=measure({"fixed": age["natural"]}, prefix=True))
+    write_report(tmp_path / "1", title="t", **nothing, instructions=measure({"fixed": age["natural"]}, PANGU))
     earlier = {"stage <2>": read_following(tmp_path / "1/report.json")}
     page = write_report(tmp_path / "2", title="t", **nothing, instructions=found, earlier=earlier).read_text("utf-8")
     assert json.loads((tmp_path / "2/report.json").read_text("utf-8"))["instructions"] == found
@@ -122,6 +125,22 @@ def test_the_report_shows_tables_and_bars_by_stage(tmp_path):
     assert any(line.split()[:4] == ["age", "4", "100.00", "%"] for line in told.splitlines())
     assert any(line.split()[:6] == ["age", "accuracy", "↑", "100.00", "50.00", "-50.00"] for line in told.splitlines())
     assert format_instructions({}) == ""
+
+
+def test_only_instructions_that_are_shown_can_be_followed():
+    age = {"age": answered("age", "<asr><age>hi<CHILD>", None)}
+    others = {name: answered(name, f"<asr><{name}>hi") for name in ("gender", "chat")}
+    found = measure({"fixed": {**age, **others}, "natural": age}, PANGU)["following"]
+    assert PANGU.prompt & {"text", "chat"} == {"text"}
+    assert {wording: rates["tasks"].keys() for wording, rates in found.items()} == {
+        "fixed": {"age", "gender"},
+        "natural": {"age"},
+    }
+    table = [re.split(r"\s{2,}", line) for line in format_instructions({"following": found}).splitlines()]
+    assert [(line[0], *line[1:3], *line[4:6]) for line in table if line[0] in ("age", "all")] == [
+        ("age", "2", "50.00 %", "2", "50.00 %"),
+        ("all", "3", "66.67 %", "2", "50.00 %"),
+    ]
 
 
 def test_bars_are_drawn_for_what_there_is():

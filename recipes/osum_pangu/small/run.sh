@@ -15,15 +15,18 @@ sources=()  # an empty list is an error of old bash, hence the +
 osum-npu train "$here/understand.yaml" ${sources[@]+"${sources[@]}"}
 osum-npu train "$here/intents.yaml"
 osum-npu train "$here/follow.yaml" ${sources[@]+"${sources[@]}"}
-osum-npu train "$here/follow.yaml" ${sources[@]+"${sources[@]}"} model.path="$out/understand/model" out="$out/follow_without_intents"
+osum-npu train "$here/follow.yaml" ${sources[@]+"${sources[@]}"} model.path="$out/understand/model" out="$out/follow_without_stage2"
+
+evaluate() { osum-npu eval --model "$out/$1/model" --data "$out/corpus/test.jsonl" --tasks "$tasks" --natural "${@:2}"; }
 stages=()
-for stage in understand intents follow_without_intents; do
-    osum-npu eval --model "$out/$stage/model" --data "$out/corpus/test.jsonl" --tasks "$tasks" --limit 200 --natural \
-        --out "$out/report_$stage"
+for stage in understand intents follow_without_stage2; do
+    short=(--limit 200 --out "$out/report_$stage")
+    # before stage 3 a model knows no fixed wordings but tags
+    [[ $stage == follow* ]] || short+=(--prompts recipes/osum_pangu/tags.yaml)
+    evaluate "$stage" "${short[@]}"
     stages+=(--stage "$stage=$out/report_$stage/report.json")
 done
-osum-npu eval --model "$out/follow/model" --data "$out/corpus/test.jsonl" --tasks "$tasks" --limit 1000 --natural \
-    "${stages[@]}" --out "$out/report"
+evaluate follow --limit 1000 "${stages[@]}" --out "$out/report"
 osum-npu eval --model "$out/follow/model" --data "$out/intents/test.jsonl" --tasks intent --out "$out/report_intent"
 [[ -z $recordings ]] || osum-npu eval --model "$out/follow/model" --data "$recordings/dev.jsonl" --tasks asr --natural \
     --out "$out/report_recordings"
