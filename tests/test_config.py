@@ -164,6 +164,10 @@ WHISPER = "model={kind: whisper, path: somewhere}"
         ("stages.0.trainable=[encoder, llm]", "stages.0.trainable: trains llm; a Whisper has encoder and decoder"),
         ("stages.0.ctc_weight=1", "stages.0.ctc_weight: uses a CTC head, which a model of kind whisper does not have"),
         (
+            "stages.0.natural=0.5",
+            "stages.0.natural: asks in natural language, but a model of kind whisper is asked by its",
+        ),
+        (
             "stages.0.tasks={intent: 1}",
             "stages.0.tasks.intent: is about text alone, which a model of kind whisper has no",
         ),

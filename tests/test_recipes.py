@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +20,7 @@ from osum_npu.checkpoints.model_directory import load_model
 from osum_npu.checkpoints.whisper import encoder_state
 from osum_npu.config import NewModel, SavedModel, dump_recipe, load_recipe
 from osum_npu.data.intents import write_intents
+from osum_npu.data.manifest import read_manifest, write_manifest
 from osum_npu.evaluation.run import evaluate
 from osum_npu.planning.devices import find_device, read_devices
 from osum_npu.planning.estimate import How, cut, memory_by_part, trace_step
@@ -172,22 +175,27 @@ def test_osum_runs_through_all_stages_in_small(corpus, tmp_path):
 ONE_STEP = "stages.0.steps=1 stages.0.batch_seconds=24 data.workers=0"
 
 
-def run_script(folder, corpus, tmp_path, **words):
-    """Run a folder's run.sh on tones, one process for each verb; return the folder that it wrote."""
+def run_script(script, tmp_path, *arguments, **words):
+    """Run a recipe's script, one process for each verb."""
     path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "OSUM_BACKEND": "cpu", "OMP_NUM_THREADS": "1", **words}
-    data = [str(corpus / f"{part}.jsonl") for part in ("train", "dev", "dev")]
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "osum-npu").write_text(f'#!/bin/sh\nexec {sys.executable} -m osum_npu "$@"\n')
     (tmp_path / "bin" / "osum-npu").chmod(0o755)
-    done = subprocess.run([folder / "run.sh", *data, tmp_path / "run"], env=env, capture_output=True, text=True)
+    done = subprocess.run([script, *arguments], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def run_stages(folder, corpus, tmp_path, **words):
+    """Run a folder's run.sh on tones; return the folder that it wrote."""
+    data = [corpus / f"{part}.jsonl" for part in ("train", "dev", "dev")]
+    run_script(folder / "run.sh", tmp_path, *data, tmp_path / "run", **words)
     return tmp_path / "run"
 
 
 @pytest.mark.slow  # four processes import torch
 def test_the_script_of_osum_goes_from_whisper_to_a_score(corpus, tmp_path):
-    out = run_script(
+    out = run_stages(
         OSUM,
         corpus,
         tmp_path,
@@ -336,11 +344,37 @@ def test_osum_pangu_runs_through_all_stages_in_small(corpus, tmp_path):
 def test_the_script_of_osum_pangu_goes_from_instructions_to_a_comparison(corpus, tmp_path):
     stages = {f"STAGE{n}": f"{PANGU}/tiny/stage{n}.yaml {ONE_STEP}" for n in (1, 2, 3)}
     words = {"INTENTS": "--train 40 --dev 8 --test 8", "EVAL": "--limit 2 --tasks asr,gender,intent"}
-    out = run_script(PANGU, corpus, tmp_path, **stages, **words)
+    out = run_stages(PANGU, corpus, tmp_path, **stages, **words)
     for report in ("report_stage1", "report_stage2", "report"):
         found = json.loads((out / report / "report.json").read_text("utf-8"))["instructions"]
         assert set(found["following"]) == {"fixed", "natural"}
         assert set(found["differences"]) >= {"gender"}
+
+
+@pytest.mark.slow  # ten processes import torch
+def test_the_script_of_osum_pangu_in_small_scores_every_stage(corpus, tmp_path):
+    """As it is, in a copy whose stages have one step, on tones."""
+    shutil.copytree(PANGU, tmp_path / "recipes" / "osum_pangu")
+    small = tmp_path / "recipes" / "osum_pangu" / "small"
+    for path in small.glob("*.yaml"):
+        few = re.sub(r"\bsteps: \d+", "steps: 1", path.read_text("utf-8"))
+        few = re.sub(r"warmup_steps: \d+", "warmup_steps: 0", few)
+        path.write_text(re.sub(r"batch_seconds: \d+", "batch_seconds: 24", few), "utf-8")
+    out = tmp_path / "runs" / "osum_pangu_small"
+    for part, rows in (("train", "train"), ("dev", "dev"), ("test", "dev")):
+        write_manifest(out / "corpus" / f"{part}.jsonl", read_manifest(corpus / f"{rows}.jsonl").utterances)
+    write_intents(out / "intents", {"train": 40, "dev": 8, "test": 8}, [TASKS["asr"], TASKS["gender"]], 0)
+    run_script(small / "run.sh", tmp_path, corpus)
+    for report in ("report_understand", "report_intents", "report_follow_without_stage2", "report"):
+        found = json.loads((out / report / "report.json").read_text("utf-8"))["instructions"]
+        assert {wording: rates["tasks"].keys() for wording, rates in found["following"].items()} == {
+            "fixed": {"asr", "gender"},
+            "natural": {"asr", "gender"},
+        }
+    page = (out / "report" / "report.html").read_text("utf-8")
+    assert all(stage in page for stage in ("understand", "intents", "follow_without_stage2", "this model"))
+    for report in ("report_intent", "report_recordings"):
+        assert (out / report / "report.json").exists()
 
 
 def test_every_file_and_stage_of_osum_pangu_is_told():

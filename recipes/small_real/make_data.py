@@ -72,9 +72,10 @@ def make_data(packs: Path, out: Path) -> None:
     """Write ``out/audio`` and the manifests ``out/train/*.jsonl`` and ``out/dev/*.jsonl``; sound that lies there stays.
 
     Raises:
-        ValueError: a pack is missing, or has no list of a part.
+        ValueError: a pack or a file of it is missing.
     """
-    if absent := [pack for pack in KEPT if not (packs / pack).is_dir()]:
+    needed = [f"{pack}/{'recipes_' if pack == TIMES else ''}{part}.jsonl" for pack in KEPT for part in PARTS]
+    if absent := [name for name in (*needed, f"{TIMES}/render.py") if not (packs / name).is_file()]:
         raise ValueError(f"{packs} lacks {', '.join(absent)}; unpack all of {', '.join(KEPT)} side by side")
     for part in PARTS:
         for pack in KEPT:
@@ -88,7 +89,13 @@ def make_data(packs: Path, out: Path) -> None:
 def read_clips(packs: Path, pack: str, part: str) -> list[Clip]:
     """List the clips of a part of a pack, with the labels that it serves; faulty rows are named and left out."""
     clips = _recipes(packs, part) if pack == TIMES else _recordings(packs / pack / f"{part}.jsonl")
-    return [Clip(_keep(clip.utterance, KEPT[pack]), clip.read) for clip in clips]
+    kept = [Clip(_keep(clip.utterance, KEPT[pack]), clip.read) for clip in clips]
+    if pack != EVENTS:
+        return kept
+    for clip in kept:
+        if not clip.utterance.labels:
+            print(f"{pack} {part}: {clip.utterance.key}: no event")
+    return [clip for clip in kept if clip.utterance.labels]
 
 
 def _keep(utterance: Utterance, labels: tuple[str, ...]) -> Utterance:

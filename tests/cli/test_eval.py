@@ -75,7 +75,7 @@ def test_eval_in_natural_language_compares_wordings_and_stages(answering_with_ta
     asked = [name for name in tasks if name in report["tasks"]]
     shown = [name for name in asked if name != "chat"]  # that form shows a chat no instruction
     following = report["instructions"]["following"]
-    assert {w: set(found["tasks"]) for w, found in following.items()} == {"fixed": set(asked), "natural": set(shown)}
+    assert {w: set(found["tasks"]) for w, found in following.items()} == {"fixed": set(shown), "natural": set(shown)}
     assert report["instructions"]["differences"].keys() == set(shown)
     rows = [json.loads(line) for line in (tmp_path / "2/predictions.jsonl").read_text("utf-8").splitlines()]
     for name in shown:
@@ -87,6 +87,16 @@ def test_eval_in_natural_language_compares_wordings_and_stages(answering_with_ta
     page = (tmp_path / "2/report.html").read_text("utf-8")
     assert "stage 1" in page
     assert "Instructions followed, by stage" in page
+
+
+def test_eval_of_stages_wants_a_model_whose_answers_have_tags(answering_with_tags, finished, corpus, tmp_path, capsys):
+    words = ["eval", "--data", corpus / "dev.jsonl", "--tasks", "asr", "--limit", "2"]
+    first = ["--model", answering_with_tags, "--out", tmp_path / "1"]
+    assert main([str(w) for w in [*words, *first]]) == 0
+    second = ["--model", finished / "model", "--out", tmp_path / "2", "--stage", f"1={tmp_path / '1/report.json'}"]
+    assert main([str(w) for w in [*words, *second]]) == 2
+    assert "do not begin with the tags of their task" in capsys.readouterr().err
+    assert not (tmp_path / "2" / "report.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -164,8 +165,22 @@ def test_sound_and_rows_stay_as_they_are(data, packs):
 
 def test_a_missing_pack_is_named(make_data, tmp_path):
     (tmp_path / "fsdd").mkdir()
-    with pytest.raises(ValueError, match="lacks zh_hsk, speechocean762"):
+    for part in ("train", "dev"):
+        (tmp_path / "fsdd" / f"{part}.jsonl").touch()
+    with pytest.raises(
+        ValueError, match=r"lacks zh_hsk/train\.jsonl, .*timestamps/recipes_dev\.jsonl, timestamps/render\.py"
+    ):
         make_data.make_data(tmp_path, tmp_path / "out")
+
+
+def test_an_event_without_its_name_is_told_and_left_out(make_data, packs, tmp_path, capsys):
+    shutil.copytree(packs / "events", tmp_path / "events")
+    row = {"key": "nameless", "wav": str(packs / "events" / "audio" / "events_dev_0.flac"), "event": None}
+    with (tmp_path / "events" / "dev.jsonl").open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(row) + "\n")
+    clips = make_data.read_clips(tmp_path, "events", "dev")
+    assert [clip.utterance.key for clip in clips] == [f"events_dev_{i}" for i in range(24)]
+    assert "events dev: nameless: no event" in capsys.readouterr().out
 
 
 def test_the_probe_hears_a_tone_and_stands_beside_the_model(probe, data, tmp_path):
