@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,16 @@ _ROOTS = ("pathlib", "pathlib._local")
 warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")  # one process is no fault
 
 
+def _member(enumeration: Any, name: str) -> Enum:
+    if isinstance(enumeration, type) and issubclass(enumeration, Enum):
+        return enumeration[name]
+    raise pickle.UnpicklingError(f"it takes {name} from {enumeration}, which no checkpoint needs")
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):  # a member of an enum, as Python 3.11.2 and others pickle it
+            return _member
         known = module in _MODULES or (module, name) in _CLASSES or (module in _ROOTS and name.endswith("Path"))
         if known or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             return super().find_class(module, name)

@@ -14,6 +14,7 @@ import tiny
 import together
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from osum_npu.checkpoints import distributed
 from osum_npu.config import RecipeError
@@ -321,6 +322,25 @@ def test_a_checkpoint_runs_no_code(finished, tmp_path):
     (tmp_path / "step_1/.metadata").write_bytes(pickle.dumps(os.getcwd))
     with pytest.raises(ValueError, match=r"\.metadata cannot be read: it names posix\.getcwd, which no check"):
         distributed.describe(tmp_path / "step_1")
+
+
+class Attribute:
+    """Pickled as Python 3.11.2 pickles a member of an enum: by ``getattr``."""
+
+    def __init__(self, *words):
+        self.words = words
+
+    def __reduce__(self):
+        return getattr, self.words
+
+
+def test_an_index_is_read_that_another_python_wrote(tmp_path):
+    member = Attribute(_MEM_FORMAT_ENCODING, "TORCH_PRESERVE_FORMAT")
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Metadata({"a": member})))
+    assert distributed.describe(tmp_path) == {"a": _MEM_FORMAT_ENCODING.TORCH_PRESERVE_FORMAT}
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Attribute(Path, "cwd")))
+    with pytest.raises(ValueError, match=r"it takes cwd from .*Path.*, which no checkpoint needs"):
+        distributed.describe(tmp_path)
 
 
 @pytest.mark.parametrize("change", ["another word", "a row less", "another order", "longer by a little"])
