@@ -15,6 +15,7 @@ import torch
 from osum_npu.config import load_recipe
 from osum_npu.data.manifest import read_manifest, write_manifest
 from osum_npu.tasks import TASKS, Utterance, Word
+from osum_npu.training.log import read_log
 
 RATE = 16000
 TONES = {"do": 262, "re": 294, "mi": 330, "fa": 349, "so": 392, "la": 440, "好": 494, "天": 523}
@@ -225,3 +226,8 @@ def osum_npu(*words, start=False, env=None):
     if start:
         return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
     return subprocess.run(call, capture_output=True, **options)
+
+
+def rows(out):
+    """The steps that a run logged."""
+    return [row for row in read_log(out / "log.jsonl") if "learning_rate" in row]

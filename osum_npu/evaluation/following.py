@@ -27,8 +27,7 @@ def measure(answers: Mapping[Wording, Mapping[str, Sequence[Pair]]], form: Form)
 
     Returns:
         ``following`` by wording, if answers have tags, for the tasks whose instruction the model is shown, and
-        ``differences`` by task, if there are natural ones; see
-        :func:`following` and :func:`compare`.
+        ``differences`` by task, if there are natural ones; see :func:`following` and :func:`compare`.
     """
     found: dict[str, Any] = {}
     if form.prefix:

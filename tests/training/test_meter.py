@@ -26,10 +26,6 @@ def _one_thread():
         yield
 
 
-def rows(out):
-    return [row for row in read_log(out / "log.jsonl") if "learning_rate" in row]
-
-
 def test_rates_are_those_of_the_data(corpus, tmp_path, monkeypatch):
     """Two steps a row, against layouts made of the same steps by the model."""
     monkeypatch.setenv("OSUM_PEAK_TFLOPS", "0.5")
@@ -37,7 +33,7 @@ def test_rates_are_those_of_the_data(corpus, tmp_path, monkeypatch):
     train(recipe)
     run = _Run(recipe, tmp_path / "run")
     (stage,) = recipe.stages
-    feed, got = run.feed.steps(stage, Position()), rows(tmp_path / "run")
+    feed, got = run.feed.steps(stage, Position()), tiny.rows(tmp_path / "run")
     assert len(got) == 3
     for row in got:
         sound = labels = positions = flops = 0
@@ -63,7 +59,7 @@ def test_rates_are_those_of_the_data(corpus, tmp_path, monkeypatch):
 def test_slow_reading_is_seen_as_waiting(corpus, tmp_path, monkeypatch):
     def waiting(name):
         train(tiny.recipe(corpus, tmp_path / name, f"stages=[{STAGE}]", "log_every=6"))
-        (row,) = rows(tmp_path / name)
+        (row,) = tiny.rows(tmp_path / name)
         return row["waiting_share"], row["step_seconds"]
 
     share, seconds = waiting("fast")

@@ -1,13 +1,9 @@
-"""What learns in a stage, from what, how fast; and what happens to data that cannot be used."""
+"""What learns in a stage, from what, and how fast."""
 
-import json
 import math
 from itertools import islice
-from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import tiny
 import torch
 from safetensors.torch import load_file
@@ -26,8 +22,6 @@ from osum_npu.training.log import read_log
 from osum_npu.training.loop import _Run, train
 from osum_npu.training.optimizer import Optimizers, freeze, part_of, schedule
 from osum_npu.training.saver import checkpoints
-from osum_npu.training.skipped import Skipped
-from osum_npu.training.step import Computation
 
 ONE_STAGE = "stages=[{name: all, trainable: [encoder, ctc, adapter, llm, lora], steps: 3, learning_rate: 3e-3}]"
 TINY_PARTS = {
@@ -60,10 +54,6 @@ def utterances(corpus):
 
 def losses(out, name="loss"):
     return [row[name] for row in read_log(out / "log.jsonl") if name in row]
-
-
-def rows(out):
-    return [row for row in read_log(out / "log.jsonl") if "learning_rate" in row]
 
 
 # -- the run as a whole
@@ -259,10 +249,10 @@ def test_micro_batches_log_the_same_numbers(corpus, tmp_path):
     overrides = (ONE_STAGE, "stages.0.ctc_weight=0.5", "stages.0.batch_seconds=15", *STILL)
     train(tiny.recipe(corpus, tmp_path / "whole", *overrides))
     train(tiny.recipe(corpus, tmp_path / "micro", *overrides, "stages.0.micro_batch_seconds=3"))
-    for one, other in zip(rows(tmp_path / "whole"), rows(tmp_path / "micro"), strict=True):
+    for one, other in zip(tiny.rows(tmp_path / "whole"), tiny.rows(tmp_path / "micro"), strict=True):
         for name in ("loss", "ctc_loss", "gradient_norm"):
             assert other[name] == pytest.approx(one[name], rel=1e-4)
-    first, second = (rows(tmp_path / name)[0] for name in ("whole", "micro"))
+    first, second = (tiny.rows(tmp_path / name)[0] for name in ("whole", "micro"))
     for name in ("loss", "ctc_loss", "gradient_norm"):
         assert second[name] == pytest.approx(first[name], rel=1e-5)
 
@@ -303,7 +293,7 @@ def test_schedules_by_hand(stage, steps_, warm):
 def test_the_log_tells_the_rate_that_was_used(corpus, finished):
     recipe = tiny.recipe(corpus, finished)
     want = [stage.learning_rate * schedule(stage, step) for stage in recipe.stages for step in range(stage.steps)]
-    assert [row["learning_rate"] for row in rows(finished)] == pytest.approx(want, rel=1e-12)
+    assert [row["learning_rate"] for row in tiny.rows(finished)] == pytest.approx(want, rel=1e-12)
 
 
 # -- what is asked
@@ -339,6 +329,16 @@ def test_prompts_that_are_none_are_missed_with_the_other_files(corpus, tmp_path)
     assert f"prompts: {path}: wanted a list of sentences for each tag" in faults[1]
 
 
+def test_batches_of_a_run_come_from_the_plan(corpus, utterances, tmp_path):
+    """Positions in the log are those of the loader."""
+    recipe = tiny.recipe(corpus, tmp_path / "run", ONE_STAGE, "stages.0.steps=9", "stages.0.batch_seconds=12")
+    train(recipe)
+    run = _Run(recipe, tmp_path / "run")
+    stage = recipe.stages[0]
+    feed = steps(run.feed.train, stage.tasks, run.feed.collator(stage), batch_seconds=stage.batch_seconds)
+    assert [row["epoch"] for row in tiny.rows(tmp_path / "run")] == [step.after.epoch for step in islice(feed, 9)]
+
+
 # -- a model that is there already
 
 
@@ -346,7 +346,7 @@ def test_a_saved_model_trains_on(corpus, finished, tmp_path):
     saved = f"model={{kind: saved, path: {finished / 'model'}}}"
     out = tmp_path / "more"
     train(tiny.recipe(corpus, out, saved))
-    assert rows(out)[0]["ctc_loss"] < 0.6 * rows(finished)[0]["ctc_loss"]
+    assert tiny.rows(out)[0]["ctc_loss"] < 0.6 * tiny.rows(finished)[0]["ctc_loss"]
     assert losses(out)[0] < 0.97 * losses(finished)[0]
     before, after = (load_model(path / "model")[0].state_dict() for path in (finished, out))
     assert before.keys() == after.keys()
@@ -386,135 +386,7 @@ def test_a_part_that_is_not_there_is_missed_before_the_first_step(change, fault,
     assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
-# -- data
-
-
-def test_tasks_that_nothing_can_serve_are_missed_before_the_first_step(corpus, tmp_path):
-    bare = tmp_path / "bare.jsonl"
-    lines = [json.loads(line) for line in (corpus / "train.jsonl").read_text("utf-8").splitlines()]
-    bare.write_text(
-        "".join(
-            json.dumps({"key": row["key"], "wav": str(corpus / row["wav"]), "txt": row["txt"]}) + "\n" for row in lines
-        )
-    )
-    words = (f"data.train.tones.path={bare}", "stages.2.tasks={gender: 1, SER: 1}")
-    with pytest.raises(ValueError, match=r"stage 'tune': no utterance .* tasks: gender, emotion"):
-        train(tiny.recipe(corpus, tmp_path / "run", *words))
-    assert not (tmp_path / "run" / "log.jsonl").exists()
-    # dev data that cannot serve a stage is no fault: that stage has no dev loss
-    train(tiny.recipe(corpus, tmp_path / "dev", f"data.dev.tones.path={bare}", "stages.2.tasks={gender: 1}"))
-    assert [row["step"] for row in read_log(tmp_path / "dev" / "log.jsonl") if "dev_loss" in row] == [4, 8, 12]
-
-
-def broken_corpus(corpus, folder):
-    """The good rows, and others whose faults only show when the sound is read."""
-    rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text("utf-8").splitlines()]
-    for row in rows:
-        row["wav"] = str(corpus / row["wav"])
-    (folder / "text.wav").write_text("no sound")
-    (folder / "empty.wav").touch()
-    soundfile.write(folder / "nan.wav", np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT")
-    soundfile.write(folder / "long.wav", 0.1 * np.ones(16000 * 6), 16000)
-    whole = Path(rows[0]["wav"]).read_bytes()
-    (folder / "cut.wav").write_bytes(whole[: len(whole) // 2])
-    bad = [
-        {"key": name, "wav": str(folder / f"{name}.wav"), "txt": "do re", "duration": 1.0}
-        for name in ("text", "empty", "nan", "cut", "gone", "long")
-    ]
-    bad += [{**row, "key": f"{row['key']}-probe", "duration": None} for row in bad]
-    typo = {"key": "typo", "wav": "x.wav", "gendr": "male"}
-    with (folder / "mixed.jsonl").open("w", encoding="utf-8") as file:
-        for row in (*bad[:7], *rows, typo, *bad[7:]):
-            file.write(json.dumps(row) + "\n")
-        file.write('{"key": "torn"')
-    return folder / "mixed.jsonl", {"typo", *(row["key"] for row in bad)}
-
-
-def test_broken_data_costs_itself_alone_and_is_named(corpus, tmp_path):
-    manifest, names = broken_corpus(corpus, tmp_path)
-    out = tmp_path / "run"
-    stage = "{name: all, trainable: [adapter], steps: 6, learning_rate: 1e-3, batch_seconds: 12}"
-    train(tiny.recipe(corpus, out, f"stages=[{stage}]", f"data.train.tones={{path: {manifest}}}"))
-    assert rows(out)[-1]["epoch"] >= 1  # all of it has been read
-    assert all(map(math.isfinite, losses(out)))
-    lines = (out / "skipped.txt").read_text("utf-8").splitlines()
-    assert len(lines) == len(set(lines)) == len(names) + 1
-    for name in names:
-        assert [line for line in lines if f"{name}: " in line], (name, lines)
-    assert [line for line in lines if f"{manifest}:{len(names) + 40 + 1}: no JSON" in line]
-
-
-def test_names_of_what_was_skipped_survive_a_kill(corpus, tmp_path, monkeypatch):
-    manifest, names = broken_corpus(corpus, tmp_path)
-    stage = "{name: all, trainable: [adapter], steps: 6, learning_rate: 1e-3, batch_seconds: 12}"
-    recipe = tiny.recipe(corpus, tmp_path / "run", f"stages=[{stage}]", f"data.train.tones={{path: {manifest}}}")
-    original = Computation.backward
-    seen = []
-
-    def killed_at_the_last_step(computation, stage, *words):
-        seen.append(words)
-        if len(seen) == stage.steps:
-            monkeypatch.setattr(Skipped, "report", lambda skipped, say: None)  # a kill leaves no time for it
-            raise KeyboardInterrupt
-        return original(computation, stage, *words)
-
-    monkeypatch.setattr(Computation, "backward", killed_at_the_last_step)
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe)
-    monkeypatch.undo()
-    train(recipe)
-    lines = (tmp_path / "run" / "skipped.txt").read_text("utf-8")
-    assert all(f"{name}: " in line for name in names for line in [lines])
-
-
-def test_sound_longer_than_the_encoder_takes_is_skipped(corpus, tmp_path):
-    """The limit of a model counts as much as that of the recipe."""
-    out = tmp_path / "run"
-    train(tiny.recipe(corpus, out, ONE_STAGE, "model.encoder.max_frames=32", "stages.0.steps=6"))
-    skipped = (out / "skipped.txt").read_text("utf-8").splitlines()
-    assert skipped
-    assert all("is longer than the allowed 0.64 s" in line for line in skipped)
-    assert len(losses(out)) == 6
-
-
-def test_an_epoch_that_loses_all_its_sound_ends_in_words(corpus, tmp_path):
-    manifest = tmp_path / "lost.jsonl"
-    manifest.write_text("".join(json.dumps({"key": f"k{i}", "wav": "gone.wav", "txt": "do"}) + "\n" for i in range(3)))
-    with pytest.raises(ValueError, match=r"lost\.jsonl: none of its rows can be used; first: .*gone\.wav"):
-        train(tiny.recipe(corpus, tmp_path / "run", f"data.train.tones.path={manifest}"))
-
-
-def test_missing_manifests_are_listed_together(corpus, tmp_path):
-    with pytest.raises(RecipeError) as caught:
-        train(tiny.recipe(corpus, tmp_path / "run", "data.train.tones.path=a.jsonl", "data.dev.more.path=b.jsonl"))
-    assert len(caught.value.faults) == 2
-    assert not (tmp_path / "run").exists()
-
-
-def test_weights_that_explode_end_the_run_in_words(corpus, tmp_path):
-    """Infinite gradients are left out of the update, and a run of nothing else gives up."""
-    folder = train(tiny.recipe(corpus, tmp_path / "plain", ONE_STAGE))
-    from safetensors.torch import save_file
-
-    state = load_file(folder / "model.safetensors")
-    state["adapter.projection.weight"][0, 0] = float("nan")
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    words = (f"model={{kind: saved, path: {folder}}}", ONE_STAGE, "stages.0.steps=30", "stages.0.batch_seconds=3")
-    with pytest.raises(
-        ValueError,
-        match=r"10 updates in a row were left out.*gradient norm is not finite, with no earlier.*: lower learning_rate",
-    ):
-        train(tiny.recipe(corpus, tmp_path / "run", *words))
-
-
-def test_batches_of_a_run_come_from_the_plan(corpus, utterances, tmp_path):
-    """Positions in the log are those of the loader."""
-    recipe = tiny.recipe(corpus, tmp_path / "run", ONE_STAGE, "stages.0.steps=9", "stages.0.batch_seconds=12")
-    train(recipe)
-    run = _Run(recipe, tmp_path / "run")
-    stage = recipe.stages[0]
-    feed = steps(run.feed.train, stage.tasks, run.feed.collator(stage), batch_seconds=stage.batch_seconds)
-    assert [row["epoch"] for row in rows(tmp_path / "run")] == [step.after.epoch for step in islice(feed, 9)]
+# -- devices
 
 
 def test_a_device_without_an_adamw_of_its_own_is_refused(corpus, tmp_path):
