@@ -40,7 +40,9 @@ class Backend:
     ops: str = ""
     """Module whose import registers the backend's implementations of ops."""
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
-    """Dtypes it computes in; the first is the default for training."""
+    """Dtypes it computes in; the first is the default."""
+    fastest: Callable[[], torch.dtype] | None = None
+    """Says which of them a training computes in by default, where that is a matter of the machine; None: the first."""
     priority: int = 0
     """Among the backends that can run here, ``auto`` takes the highest."""
     env: Mapping[str, str] = field(default_factory=dict)
@@ -55,6 +57,11 @@ class Backend:
     """Says, by name, what else decides how it runs: versions that must match, settings. Works where it cannot run."""
     mend: str = ""
     """What to do where it cannot run."""
+
+    @property
+    def training_dtype(self) -> torch.dtype:
+        """What a training computes in by default on this machine."""
+        return self.fastest() if self.fastest else self.dtypes[0]
 
     def unavailable(self) -> str:
         """Say why this backend cannot run here; empty where it can.

@@ -219,7 +219,7 @@ class Recipe:
         default=STAMP_SECONDS, ge=0.01, le=0.1, description="resolution of the word times that are trained, in seconds"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="of the computation; auto is the backend's own"
+        default="auto", description="of the computation; auto is what the device trains fastest in"
     )
     device_adamw: bool = Field(
         default=False, description="learn by the AdamW that the device brings; in one process and one stage alone"

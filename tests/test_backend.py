@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +54,25 @@ def test_this_project_brings_cpu_cuda_and_npu():
     assert {"cpu", "cuda", "npu"} <= set(backend.installed())
     assert backend.load("cpu").dtypes[0] == torch.float32
     assert backend.load("cuda").dtypes[0] == backend.load("npu").dtypes[0] == torch.bfloat16
+
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@pytest.mark.skipif(
+    not CPUINFO.exists() or "\nflags" not in CPUINFO.read_text(),
+    reason="wants the flags of an x86 processor from Linux",
+)
+def test_a_cpu_trains_in_bfloat16_where_it_has_instructions_for_it():
+    flags = next(line for line in CPUINFO.read_text().splitlines() if line.startswith("flags")).split()
+    has = bool({"avx512_bf16", "amx_bf16"} & set(flags))
+    cpu = backend.load("cpu")
+    assert cpu.training_dtype == (torch.bfloat16 if has else torch.float32)
+    assert cpu.diagnose()["training"].startswith("bfloat16" if has else "float32")
+
+
+def test_other_devices_train_in_their_first_dtype():
+    assert backend.load("npu").training_dtype == backend.load("cuda").training_dtype == torch.bfloat16
 
 
 def test_cpu_activates_and_brings_its_ops():

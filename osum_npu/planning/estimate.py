@@ -129,12 +129,14 @@ def plan_stage(config: SpeechLLMConfig, stage: Stage, precision: str, name: str,
     Args:
         config: sizes of the model.
         stage: what learns, from how much sound.
-        precision: of the recipe; ``auto`` is bfloat16 but on the host.
+        precision: of the recipe; ``auto`` is the one in which the device multiplies fastest.
         name: of the device.
         device: its figures.
         how: training is cut.
     """
-    dtype = _DTYPES.get(precision, torch.float32 if device.backend == _HOST else torch.bfloat16)
+    if precision not in _DTYPES:
+        precision = max(_DTYPES, key=lambda name: device.products.get(name, 0.0))
+    dtype = _DTYPES[precision]
     count, micro_batches = cut(stage, how)
     traced = trace_step(config, stage, dtype, device, how, count, min(2, micro_batches))
     memory = memory_by_part(traced, device, how, dtype)

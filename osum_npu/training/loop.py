@@ -107,7 +107,7 @@ class _Run:
         self.backend = backend.current()
         self.device = self.backend.activate()
         self.ranks = Ranks(launch.read(), self.backend.collective, self.device)
-        self.dtype = _DTYPES.get(recipe.precision, self.backend.dtypes[0])
+        self.dtype = _DTYPES.get(recipe.precision, self.backend.training_dtype)
         self.skipped = Skipped(out / "skipped.txt", self.ranks)
         self.feed = Feed(recipe, self.ranks, self.skipped)
         model, self.tokenizer = build(recipe, self.feed.utterances, self.dtype)
@@ -146,6 +146,11 @@ class _Run:
             self.log.say(message)
         devices = f"{self.device}" if self.ranks.size == 1 else f"{self.ranks.size} × {self.device.type}"
         self.log.say(f"{devices}, {str(self.dtype).removeprefix('torch.')}, {_millions(self.model)} parameters")
+        if self.dtype is torch.bfloat16 and self.backend.training_dtype is torch.float32:
+            self.log.say(
+                f"warning: this {self.device.type} has no instructions for bfloat16, so the run may take a hundred "
+                "times as long as in float32; precision: auto takes what is fast"
+            )
         for warning in self._fit_warnings():
             self.log.say(f"warning: {warning}")
         try:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from osum_npu import backend
 from osum_npu.training.ranks import Ranks
 
 _POLYNOMIAL = (3.4445, -4.7750, 2.0315)
@@ -22,17 +23,19 @@ _POLYNOMIAL = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 
 
-def orthogonalize(x_NRC: Tensor) -> Tensor:
-    """Bring the singular values of matrices near 1 by Newton-Schulz iterations, in bfloat16.
+def orthogonalize(x_NRC: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Bring the singular values of matrices near 1 by Newton-Schulz iterations.
 
     Args:
         x_NRC: N matrices of no more rows than columns, any dtype.
+        dtype: of the iterations.
 
     Returns:
-        bfloat16, the same shape. Singular values lie near 1, within a third, but for those below a tenth of the norm.
+        Of that dtype and the same shape. Singular values lie near 1, within a third, but for those below a tenth of the
+        norm.
     """
     a, b, c = _POLYNOMIAL
-    x_NRC = x_NRC.bfloat16()
+    x_NRC = x_NRC.to(dtype)
     x_NRC = x_NRC / x_NRC.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(_ITERATIONS):
         gram_NRR = x_NRC @ x_NRC.mT
@@ -50,6 +53,7 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         *,
         ranks: Ranks | None = None,
+        dtype: torch.dtype | None = None,
         weight_decay: float = 0.0,
         momentum: float = 0.95,
     ) -> None:
@@ -59,6 +63,8 @@ class Muon(torch.optim.Optimizer):
             matrices: each with two axes.
             lr: learning rate.
             ranks: all of which hold the same matrices and gradients, and share the work; by default this one does all.
+            dtype: in which they are made orthogonal; by default what the device trains fastest in, which is bfloat16
+                but on a host that would have to emulate it.
             weight_decay: share of a matrix, times the rate, that a step takes away.
             momentum: share of the past in the running mean of gradients.
 
@@ -71,6 +77,7 @@ class Muon(torch.optim.Optimizer):
                 raise ValueError(f"Muon learns matrices; a parameter has the shape {wrong[0]}")
 
         self.ranks = ranks
+        self.dtype = dtype or backend.current().training_dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -89,16 +96,16 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(means, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, means, momentum)  # Nesterov's look ahead
         if self.ranks is None or self.ranks.size == 1:
-            updates = orthogonalize_all(ahead)
+            updates = orthogonalize_all(ahead, self.dtype)
         else:
-            updates = orthogonalize_shared(ahead, self.ranks)
+            updates = orthogonalize_shared(ahead, self.ranks, self.dtype)
         torch._foreach_mul_(updates, [-rate * 0.2 * max(p.shape) ** 0.5 for p in parameters])
         torch._foreach_mul_(parameters, 1 - rate * weight_decay)
         torch._foreach_add_(parameters, updates)
 
 
-def orthogonalize_all(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Make matrices of any shapes orthogonal; those of one shape, or of its transpose, together.
+def orthogonalize_all(matrices: Sequence[Tensor], dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
+    """Make matrices of any shapes orthogonal, in ``dtype``; those of one shape, or of its transpose, together.
 
     Returns:
         In the same order, of the same shapes and dtypes.
@@ -109,21 +116,21 @@ def orthogonalize_all(matrices: Sequence[Tensor]) -> list[Tensor]:
     made = list(matrices)
     for places in alike.values():
         tall = [matrices[i].shape[0] > matrices[i].shape[1] for i in places]
-        wide = orthogonalize(torch.stack([matrices[i].mT if t else matrices[i] for i, t in zip(places, tall)]))
+        wide = orthogonalize(torch.stack([matrices[i].mT if t else matrices[i] for i, t in zip(places, tall)]), dtype)
         for i, t, x in zip(places, tall, wide.to(matrices[places[0]].dtype)):
             made[i] = x.mT if t else x
     return made
 
 
-def orthogonalize_shared(matrices: Sequence[Tensor], ranks: Ranks) -> list[Tensor]:
+def orthogonalize_shared(matrices: Sequence[Tensor], ranks: Ranks, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
     """Do the same by ranks that all hold the same matrices; each makes some and receives the others."""
     owners = share_out([_work(matrix) for matrix in matrices], ranks.size)
-    mine = orthogonalize_all([matrix for matrix, owner in zip(matrices, owners) if owner == ranks.rank])
+    mine = orthogonalize_all([matrix for matrix, owner in zip(matrices, owners) if owner == ranks.rank], dtype)
     lengths = [sum(m.numel() for m, owner in zip(matrices, owners) if owner == rank) for rank in range(ranks.size)]
-    # what orthogonalize returns is bfloat16, so nothing is lost when it is sent as such
-    sent = matrices[0].new_zeros(max(lengths), dtype=torch.bfloat16)
+    # what orthogonalize returns is of this dtype, so nothing is lost when it is sent as such
+    sent = matrices[0].new_zeros(max(lengths), dtype=dtype)
     if mine:
-        torch.cat([x.flatten().bfloat16() for x in mine], out=sent[: lengths[ranks.rank]])
+        torch.cat([x.flatten().to(dtype) for x in mine], out=sent[: lengths[ranks.rank]])
     received, taken = ranks.collect(sent), [0] * ranks.size
     made: list[Tensor] = []
     for matrix, owner in zip(matrices, owners):

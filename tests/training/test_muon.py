@@ -27,7 +27,7 @@ def learn(make, device="cpu", steps=4):
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon since 2.9")
 def test_steps_are_those_of_torch():
-    mine, _ = learn(lambda matrices: Muon(matrices, 0.02, weight_decay=0.1))
+    mine, _ = learn(lambda matrices: Muon(matrices, 0.02, weight_decay=0.1, dtype=torch.bfloat16))  # as torch
     options = {"lr": 0.02, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
     theirs, _ = learn(lambda matrices: torch.optim.Muon(matrices, **options))
     for got, want in zip(mine, theirs):

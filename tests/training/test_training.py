@@ -1,6 +1,7 @@
 """What learns in a stage, from what, and how fast."""
 
 import math
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -8,6 +9,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
+from osum_npu import backend
 from osum_npu.checkpoints.distributed import read_model
 from osum_npu.checkpoints.model_directory import load_model
 from osum_npu.config import RecipeError
@@ -57,6 +59,19 @@ def losses(out, name="loss"):
 
 
 # -- the run as a whole
+
+
+@pytest.mark.parametrize("fastest", [torch.float32, torch.bfloat16])
+def test_auto_computes_in_what_the_device_trains_fastest_in(corpus, tmp_path, monkeypatch, capsys, fastest):
+    cpu = replace(backend.load("cpu"), fastest=lambda: fastest)
+    monkeypatch.setattr(backend, "current", lambda: cpu)
+    said = {}
+    for precision in ("auto", "bfloat16"):
+        train(tiny.recipe(corpus, tmp_path / precision, ONE_STAGE, f"precision={precision}"))
+        said[precision] = capsys.readouterr().out
+    assert f"cpu, {str(fastest).removeprefix('torch.')}, " in said["auto"]
+    assert "warning" not in said["auto"]
+    assert ("no instructions for bfloat16" in said["bfloat16"]) == (fastest is torch.float32)
 
 
 def test_the_losses_fall(finished):
