@@ -8,9 +8,13 @@ Each part belongs to one split, so a model is tested on phrases that it has not 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+from itertools import accumulate, chain, product
+from math import sqrt
 from typing import Any, Literal
 
 import yaml
@@ -29,20 +33,57 @@ _SENTENCES = 0.3
 """How often each wish is a sentence or a question of its own."""
 _TRANSCRIPT_LAST = 0.3
 
+_CHOICE = re.compile(r"\[([^\]]*)\]")
+
 _STOP = {"zh": ("。", "？", ""), "en": (".", "?", " ")}
 """What ends a wish and a question, and what stands between two sentences."""
 
 
+@dataclass(frozen=True)
+class Phrases:
+    """What a list of patterns can say; in a pattern, ``[a|b]`` is one of its alternatives."""
+
+    patterns: tuple[tuple[str, ...], ...]
+    """The phrases of each pattern."""
+    _weights: tuple[float, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # between one pattern as often as another, which wastes the rich ones, and one phrase as often as another,
+        # which drowns the lone ones
+        object.__setattr__(self, "_weights", tuple(accumulate(sqrt(len(said)) for said in self.patterns)))
+
+    def __iter__(self) -> Iterator[str]:
+        return chain.from_iterable(self.patterns)
+
+    def draw(self, rng: random.Random) -> str:
+        """Draw a phrase: of a pattern that has more of them sooner, by the root of their number."""
+        return rng.choice(rng.choices(self.patterns, cum_weights=self._weights)[0])
+
+
+def spell_out(pattern: str) -> tuple[str, ...]:
+    """Return all phrases of a pattern, in order: ``"[a|b] c"`` makes ``a c`` and ``b c``."""
+    choices = [piece.split("|") if number % 2 else [piece] for number, piece in enumerate(_CHOICE.split(pattern))]
+    return tuple("".join(chosen) for chosen in product(*choices))
+
+
 @cache
 def parts(lang: str, split: Split) -> Mapping[str, Any]:
-    """Return the parts of one language and split, as ``instructions.yaml`` explains them."""
-    told: Mapping[str, Any] = _table()[lang][split]
-    return told
+    """Return the parts of a language and split, as ``instructions.yaml`` explains them; lists are :class:`Phrases`."""
+
+    def read(told: Any) -> Any:
+        if isinstance(told, Mapping):
+            return {name: read(each) for name, each in told.items()}
+        return told if isinstance(told[0], list) else Phrases(tuple(map(spell_out, told)))
+
+    found: Mapping[str, Any] = read(_table()[lang][split])
+    return found
 
 
 @cache
 def _table() -> dict[str, Any]:
-    table: dict[str, Any] = yaml.safe_load(files("osum_npu.tasks").joinpath("instructions.yaml").read_text("utf-8"))
+    text = files("osum_npu.tasks").joinpath("instructions.yaml").read_text("utf-8")
+    # libyaml's reader takes a tenth of the time, where PyYAML has been built with it
+    table: dict[str, Any] = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return table
 
 
@@ -84,14 +125,14 @@ def draw_instruction(task: Task, split: Split, rng: random.Random, lang: str | N
         wanted = [*wanted[1:], "asr"]
     sentences = list(_sentences(told, wanted, rng, lang) if rng.random() < _SENTENCES else _framed(told, wanted, rng))
     if rng.random() < _REFUSAL:
-        refusal = rng.choice(told["refusals"]).format(name=rng.choice(told["names"][_unwanted(task, told, rng)]))
+        refusal = told["refusals"].draw(rng).format(name=told["names"][_unwanted(task, told, rng)].draw(rng))
         sentences.insert(rng.choice((0, len(sentences))), refusal)
     if rng.random() < _BEFORE:
-        sentences.insert(0, rng.choice(told["before"]))
+        sentences.insert(0, told["before"].draw(rng))
     if rng.random() < _AFTER:
-        sentences.append(rng.choice(told["after"]))
+        sentences.append(told["after"].draw(rng))
     if rng.random() < _OPENING:
-        sentences[0] = rng.choice(told["openings"]) + sentences[0]
+        sentences[0] = told["openings"].draw(rng) + sentences[0]
     return _STOP[lang][2].join(sentence[0].upper() + sentence[1:] for sentence in sentences)
 
 
@@ -99,7 +140,7 @@ def _framed(told: Mapping[str, Any], wanted: Sequence[str], rng: random.Random) 
     """Put all wishes into one frame."""
     between, last = rng.choice(told["joins"])
     *first, end = (_phrase(told, wish, rng) for wish in wanted)
-    yield rng.choice(told["frames"]).format(wish=f"{between.join(first)}{last}{end}" if first else end)
+    yield told["frames"].draw(rng).format(wish=f"{between.join(first)}{last}{end}" if first else end)
 
 
 def _sentences(told: Mapping[str, Any], wanted: Iterable[str], rng: random.Random, lang: str) -> Iterator[str]:
@@ -107,17 +148,18 @@ def _sentences(told: Mapping[str, Any], wanted: Iterable[str], rng: random.Rando
     stop, mark, _ = _STOP[lang]
     for wish in wanted:
         if (asked := told["questions"].get(wish)) and rng.random() < 0.5:
-            yield rng.choice(asked) + mark
+            yield asked.draw(rng) + mark
         else:
             yield _phrase(told, wish, rng) + stop
 
 
 def _phrase(told: Mapping[str, Any], wish: str, rng: random.Random) -> str:
     """Draw a verb phrase that asks for a wish."""
+    whole: Phrases = told["wishes"][wish]
     if rng.random() >= _COMPOSED:
-        return str(rng.choice(told["wishes"][wish]))
-    verbs = told["verbs"].get(wish) or told["verbs"]["any"]
-    return str(rng.choice(verbs).format(object=rng.choice(told["objects"][wish])))
+        return whole.draw(rng)
+    verbs: Phrases = told["verbs"].get(wish) or told["verbs"]["any"]
+    return verbs.draw(rng).format(object=told["objects"][wish].draw(rng))
 
 
 def _unwanted(task: Task, told: Mapping[str, Any], rng: random.Random) -> str:

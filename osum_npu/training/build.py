@@ -31,16 +31,13 @@ from osum_npu.tasks import (
     wordings_of,
 )
 from osum_npu.tasks.answer import marks, stamp
-from osum_npu.tasks.form import get_form
+from osum_npu.tasks.form import Form, get_form
 from osum_npu.training.held import hold, llm_learns
 
 _CTC_WORDS = 1000
 """How many words have a class of their own at most; a whole word aligns sooner than its letters."""
 _CTC_WORD_COUNT = 20
 """How often a word must occur for that."""
-_FIXED_COUNT = 1000
-"""How often the tokenizer counts a form's fixed texts: each question carries them, so their words shall be units."""
-
 
 Trainee = SpeechLLM | WhisperEncoderDecoder
 """What a recipe can train."""
@@ -91,7 +88,7 @@ def _whisper(
         model = WhisperEncoderDecoder.from_pretrained(settings.path, settings.dropout)
         return model, AutoTokenizer.from_pretrained(settings.path)
     llm = RandomLLM(kind="random", config={})
-    tokenizer = new_tokenizer(llm, utterances, _wordings(recipe), recipe.stamp_seconds, prefix=False)
+    tokenizer = new_tokenizer(llm, utterances, _wordings(recipe), recipe.stamp_seconds)
     tokenizer.add_tokens(list(START_MARKS), special_tokens=True)
     end, sizes = tokenizer.eos_token_id, settings.config or {}
     own = {
@@ -119,8 +116,8 @@ def _speech_llm(
         llm_path, tokenizer = settings.llm.path, load_tokenizer(settings.llm.path)
         llm = load_llm(llm_path, loaded_dtype)
     else:
-        prefix = get_form(settings.form).prefix
-        tokenizer = new_tokenizer(settings.llm, utterances, _wordings(recipe), recipe.stamp_seconds, prefix)
+        form = get_form(settings.form)
+        tokenizer = new_tokenizer(settings.llm, utterances, _wordings(recipe), recipe.stamp_seconds, form)
         end = tokenizer.eos_token_id
         own = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
         llm_config = {**settings.llm.config, **own}
@@ -158,20 +155,29 @@ def spelling_units(utterances: Iterable[Utterance]) -> list[str]:
 
 
 def _wordings(recipe: Recipe) -> list[str]:
-    """List the instructions of the eight tasks and of all others that the recipe trains, and the form's own texts."""
+    """List the instructions of the eight tasks and of all others that the recipe trains."""
     wordings, _ = read_prompts(recipe.prompts)
     trained = [name for stage in recipe.stages for name in stage.tasks]
     asked = map(get_task, dict.fromkeys([*TASKS, *trained]))
-    fixed = list(get_form(recipe.model.form).texts) if isinstance(recipe.model, NewModel) else []
-    return [*(wording for task in asked for wording in wordings_of(task, wordings)), *fixed * _FIXED_COUNT]
+    return [wording for task in asked for wording in wordings_of(task, wordings)]
 
 
 def new_tokenizer(
-    settings: RandomLLM, utterances: Iterable[Utterance], wordings: Iterable[str], stamp_seconds: float, prefix: bool
+    settings: RandomLLM,
+    utterances: Iterable[Utterance],
+    wordings: Iterable[str],
+    stamp_seconds: float,
+    form: Form | None = None,
 ) -> Any:
-    """Learn a tokenizer from transcripts, replies and instructions; labels, time stamps and tags are one token each."""
+    """Learn a tokenizer from transcripts, replies and instructions.
+
+    Labels, time stamps and tags are one token each, and so are the fixed texts of the form: every question carries
+    them, they are longer than all else in it, and a model from random weights knows none of their words.
+    """
     texts = [text for u in utterances for text in (u.text, u.reply, u.prompt, u.thought) if text]
     texts += wordings
     count = round(settings.longest_stamp / stamp_seconds) + 1
     stamps = [stamp(i * stamp_seconds, stamp_seconds) for i in range(count)]
-    return train_tokenizer(texts, [*marks(prefix=prefix), *stamps], settings.vocabulary)
+    fixed = form.texts if form else []
+    prefix = form.prefix if form else False
+    return train_tokenizer(texts, [*marks(prefix=prefix), *stamps, *fixed], settings.vocabulary)
