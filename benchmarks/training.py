@@ -325,16 +325,27 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="with train.jsonl of transcribed recordings")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side (default: %(default)s)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], action="append", help="one only (default: both)")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        action="append",
+        help="this one (default: both, where the processor has instructions for bfloat16)",
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
-    backend.load("cpu").activate()
+    cpu = backend.load("cpu")
+    cpu.activate()
+    dtypes = args.dtype or ["float32"]
+    if not args.dtype and cpu.training_dtype is torch.bfloat16:
+        dtypes.append("bfloat16")
+    elif not args.dtype:
+        print(f"no bfloat16: training is in {cpu.diagnose()['training']}; a step would take an hour")
     batches, similar = (read_batches(args.folder, 10, similar=similar) for similar in (False, True))
     sound = statistics.mean(batch.seconds for batch in batches)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {sound:.0f} s of sound a step")
     print(f"seconds of sound by CPU second, medians of {args.rounds} rounds")
     figures: dict[str, Any] = {}
-    for dtype in [getattr(torch, name) for name in args.dtype or ("float32", "bfloat16")]:
+    for dtype in [getattr(torch, name) for name in dtypes]:
         memory = {name: peak(name, dtype, batches) for name in ("ours", "padded")}  # first, while this process is small
         # races of few sides are short, and in a short one the ceiling moves less
         alone = race(["ours"], VOCABULARY, dtype, batches, 2 * args.rounds)
