@@ -356,6 +356,7 @@ def test_the_script_of_osum_pangu_goes_from_instructions_to_a_comparison(corpus,
 def test_the_script_of_osum_pangu_in_small_scores_every_stage(corpus, tmp_path):
     """As it is, in a copy whose stages have one step, on tones."""
     shutil.copytree(PANGU, tmp_path / "recipes" / "osum_pangu")
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     small = tmp_path / "recipes" / "osum_pangu" / "small"
     for path in small.glob("*.yaml"):
         few = re.sub(r"\bsteps: \d+", "steps: 1", path.read_text("utf-8"))
@@ -372,7 +373,7 @@ def test_the_script_of_osum_pangu_in_small_scores_every_stage(corpus, tmp_path):
         assert asked["fixed"] == asked["natural"] == {"asr", "timestamps", *(task.name for task in LABELLED)}
     page = (out / "report" / "report.html").read_text("utf-8")
     assert all(stage in page for stage in ("understand", "intents", "follow_without_stage2", "this model"))
-    for report in ("report_intent", "report_recordings"):
+    for report in ("report_intent", "report_free", "report_recordings"):
         assert (out / report / "report.json").exists()
 
 

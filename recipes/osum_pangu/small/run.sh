@@ -31,5 +31,6 @@ for stage in understand intents follow_without_stage2; do
 done
 evaluate follow --limit 1000 "${stages[@]}" --out "$out/report"
 osum-npu eval --model "$out/follow/model" --data "$out/intents/test.jsonl" --tasks intent --out "$out/report_intent"
+osum-npu eval --model "$out/follow/model" --data "$here/free.jsonl" --tasks intent --out "$out/report_free"
 [[ -z $recordings ]] || osum-npu eval --model "$out/follow/model" --data "$recordings/dev.jsonl" --tasks asr --natural \
     --out "$out/report_recordings"
