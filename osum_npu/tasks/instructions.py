@@ -1,7 +1,7 @@
 """What people say when they want something: instructions in natural language, put together from ``instructions.yaml``.
 
-An instruction is one wish or several, in a frame, with or without an opening, chatter, and a word on what is *not*
-wanted. Labels are answered in the order in which they are wished for; the transcript may be wished for first or last.
+An instruction is one wish or several, in a frame, as sentences of their own or as a list of things, with or without an
+opening, chatter, and a word on what is *not* wanted. Labels are answered in the order in which they are wished for; the transcript may be wished for first or last.
 Each part belongs to one split, so a model is tested on phrases that it has not been trained on.
 """
 
@@ -31,6 +31,8 @@ _COMPOSED = 0.6
 """How often a wish is put together from a verb and an object."""
 _SENTENCES = 0.3
 """How often each wish is a sentence or a question of its own."""
+_LISTED = 0.15
+"""How often all wishes are a list of things: "the text and the age, please"."""
 _TRANSCRIPT_LAST = 0.3
 
 _CHOICE = re.compile(r"\[([^\]]*)\]")
@@ -123,7 +125,15 @@ def draw_instruction(task: Task, split: Split, rng: random.Random, lang: str | N
     told = parts(lang, split)
     if wanted[0] == "asr" and rng.random() < _TRANSCRIPT_LAST:
         wanted = [*wanted[1:], "asr"]
-    sentences = list(_sentences(told, wanted, rng, lang) if rng.random() < _SENTENCES else _framed(told, wanted, rng))
+    form = rng.random()
+    if form < _SENTENCES:
+        sentences = list(_sentences(told, wanted, rng, lang))
+    elif form < _SENTENCES + _LISTED:
+        things = _joined([told["names"][wish].draw(rng) for wish in wanted], told["lists"], rng)
+        sentences = [told["requests"].draw(rng).format(things=things)]
+    else:
+        phrases = _joined([_phrase(told, wish, rng) for wish in wanted], told["joins"], rng)
+        sentences = [told["frames"].draw(rng).format(wish=phrases)]
     if rng.random() < _REFUSAL:
         refusal = told["refusals"].draw(rng).format(name=told["names"][_unwanted(task, told, rng)].draw(rng))
         sentences.insert(rng.choice((0, len(sentences))), refusal)
@@ -136,11 +146,11 @@ def draw_instruction(task: Task, split: Split, rng: random.Random, lang: str | N
     return _STOP[lang][2].join(sentence[0].upper() + sentence[1:] for sentence in sentences)
 
 
-def _framed(told: Mapping[str, Any], wanted: Sequence[str], rng: random.Random) -> Iterator[str]:
-    """Put all wishes into one frame."""
-    between, last = rng.choice(told["joins"])
-    *first, end = (_phrase(told, wish, rng) for wish in wanted)
-    yield told["frames"].draw(rng).format(wish=f"{between.join(first)}{last}{end}" if first else end)
+def _joined(phrases: Sequence[str], joins: Sequence[tuple[str, str]], rng: random.Random) -> str:
+    """Put phrases together; ``joins`` are what stands between two of them, and before the last one."""
+    between, last = rng.choice(joins)
+    *first, end = phrases
+    return f"{between.join(first)}{last}{end}" if first else end
 
 
 def _sentences(told: Mapping[str, Any], wanted: Iterable[str], rng: random.Random, lang: str) -> Iterator[str]:

@@ -108,6 +108,42 @@ def asking(lang, split):
     return Known(whole(lang, split)), Framed({wish: verbs(lang, split, wish) for wish in objects}, objects)
 
 
+@cache
+def things(lang, split):
+    """The names of all wishes."""
+    return Known((name, wish) for wish, names in parts(lang, split)["names"].items() for name in names)
+
+
+@cache
+def openings(lang, split):
+    return tuple(text.lower() for text in parts(lang, split)["openings"])
+
+
+def begins(said, start, lang, split):
+    """Whether a sentence begins there."""
+    before = said[:start].rstrip()
+    return not before or before[-1] in ".?!。？！\0" or said[:start].endswith(openings(lang, split))
+
+
+def listed(said, lang, split):
+    """What an instruction asks for by a list of things: where the whole of it stands, and the wishes in their order."""
+    known, joins = things(lang, split), {join for pair in parts(lang, split)["lists"] for join in pair}
+    for request in sorted(parts(lang, split)["requests"], key=len, reverse=True):
+        before, after = request.lower().split("{things}")
+        starts = [match.start() for match in re.finditer(f"(?={re.escape(before)})", said)]
+        ways = [(start, start + len(before), ()) for start in starts if begins(said, start, lang, split)]
+        while ways:  # up to where names have been read, and their wishes
+            start, place, told = ways.pop()
+            for at, length, wish in known.places(said[place:]):
+                end = place + length
+                if at:  # names later on are read in their turn
+                    break
+                if said.startswith(after, end):
+                    return start, end + len(after), (*told, wish)
+                ways += [(start, end + len(join), (*told, wish)) for join in joins if said.startswith(join, end)]
+    return None
+
+
 def found(known):
     """Where texts stand in another one, none within another: start, end, wish; the longest come first."""
     places, taken = [], set()
@@ -126,7 +162,8 @@ def within(text, lang, split):
 def parted(said, lang, split):
     """An instruction in the words of a split, in lower case, less its refusals; and the wishes that these name."""
     said, refused = said.lower(), set()
-    for start, end, wish in found(refusals(lang, split).places(said)):
+    places = refusals(lang, split).places(said)
+    for start, end, wish in found([place for place in places if begins(said, place[0], lang, split)]):
         said = said[:start] + "\0" * (end - start) + said[end:]
         refused.add(wish)
     return said, refused
@@ -137,7 +174,13 @@ def heard(said, lang, split):
 
     A phrase within another one is none of its own.
     """
-    return [wish for _, _, wish in sorted(found(within(said, lang, split)))]
+    places = []
+    if (asked := listed(said, lang, split)) is not None:
+        start, end, in_list = asked
+        places = [(start, number, wish) for number, wish in enumerate(in_list)]
+        said = said[:start] + "\0" * (end - start) + said[end:]
+    places += [(start, 0, wish) for start, _, wish in found(within(said, lang, split))]
+    return [wish for _, _, wish in sorted(places)]
 
 
 @every_part
@@ -148,11 +191,14 @@ def test_every_wish_has_enough_phrases_in_the_language(lang, split):
     assert all(verb.count("{object}") == 1 for verb in flat(told["verbs"]))
     assert set(told["questions"]) <= set(WISHES)
     assert all(len(list(texts)) >= (12 if split == "train" else 6) for texts in told["wishes"].values())
-    for text in flat({name: part for name, part in told.items() if name not in ("verbs", "joins", "openings")}):
+    for text in flat(
+        {name: part for name, part in told.items() if name not in ("verbs", "joins", "lists", "openings")}
+    ):
         assert bool(re.search(f"[{HAN}。]", text)) == (lang == "zh")
     for text in flat(told):
         assert not re.search(r"[][<>|]", text)
     assert all(frame.count("{wish}") == 1 for frame in told["frames"])
+    assert all(request.count("{things}") == 1 for request in told["requests"])
     assert all(refusal.count("{name}") == 1 for refusal in told["refusals"])
 
 
@@ -162,8 +208,8 @@ def test_no_part_of_test_is_in_train(lang):
     assert train.keys() == test.keys()
     for kind in train:
         ours, theirs = ({text.lower() for text in flat(told[kind])} for told in (train, test))
-        assert len(ours) == len(flat(train[kind])) or kind in ("joins", "objects")
-        assert not (ours & theirs) - {", ", "，"}, kind  # a comma is nobody's
+        assert len(ours) == len(flat(train[kind])) or kind in ("joins", "lists", "objects")
+        assert not (ours & theirs) - {", ", "，", "、"}, kind  # a comma is nobody's
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
