@@ -31,7 +31,8 @@ def multiplies_bfloat16() -> bool:
     """
     if platform.machine() in ("x86_64", "AMD64"):  # oneDNN also takes AVX-512 without them, which gains nothing
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_device_supported())
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_device_supported())
 
 
 def fastest() -> torch.dtype:

@@ -1,8 +1,9 @@
 """What people say when they want something: instructions in natural language, put together from ``instructions.yaml``.
 
 An instruction is one wish or several, in a frame, as sentences of their own or as a list of things, with or without an
-opening, chatter, and a word on what is *not* wanted. Labels are answered in the order in which they are wished for; the transcript may be wished for first or last.
-Each part belongs to one split, so a model is tested on phrases that it has not been trained on.
+opening, chatter, and a word on what is *not* wanted. Labels are answered in the order in which they are wished for; the
+transcript may be wished for first or last. Each part belongs to one split, so a model is tested on phrases that it has
+not been trained on.
 """
 
 from __future__ import annotations
