@@ -339,7 +339,7 @@ def main() -> None:
     if not args.dtype and cpu.training_dtype is torch.bfloat16:
         dtypes.append("bfloat16")
     elif not args.dtype:
-        print(f"no bfloat16: training is in {cpu.diagnose()['training']}; a step would take an hour")
+        print(f"bfloat16 is left out: a training here is in {cpu.diagnose()['training']}")
     batches, similar = (read_batches(args.folder, 10, similar=similar) for similar in (False, True))
     sound = statistics.mean(batch.seconds for batch in batches)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {sound:.0f} s of sound a step")
