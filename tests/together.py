@@ -9,8 +9,8 @@ import traceback
 
 import launching
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["osum_npu.training.loop", "osum_npu.cli.train"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["osum_npu.training.loop", "osum_npu.cli.train"])
 
 
 def _train(variables, words, log):
@@ -49,7 +49,7 @@ class Training:
                 local = rank % (per_node or processes)
                 names = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": processes, "MASTER_PORT": port}
                 variables |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}}
-            self.processes.append(_CONTEXT.Process(target=_train, args=(variables, words, log)))
+            self.processes.append(CONTEXT.Process(target=_train, args=(variables, words, log)))
         for process in self.processes:
             process.start()
 

@@ -33,13 +33,20 @@ class Ranks:
         self.rank, self.local_rank, self.size, self.device = world.rank, world.local_rank, world.world_size, device
         if self.size > 1 and not dist.is_initialized():
             dist.init_process_group(collective, rank=self.rank, world_size=self.size)
-        self.writers: dist.ProcessGroup | None = dist.new_group(backend="gloo") if self.size > 1 else None
-        """The same ranks once more, for the host: what a thread sends must not meet what the training sends."""
+        self.readers = self.host_group()
+        """For what the training's own thread reads from checkpoints."""
 
     @property
     def leads(self) -> bool:
         """Whether this process writes files and speaks to people."""
         return self.rank == 0
+
+    def host_group(self) -> dist.ProcessGroup | None:
+        """Return the same ranks once more, joined on the host; every rank has to call this in the same order.
+
+        Each thread that sends needs its own: ranks whose threads take turns differently would mistake messages.
+        """
+        return dist.new_group(backend="gloo") if self.size > 1 else None
 
     def counts(self, *numbers: int) -> list[int]:
         """Add up integers over all ranks."""

@@ -42,6 +42,7 @@ class Saver:
             say: tells people what could not be written.
         """
         self.folder, self.keep, self.ranks, self.say = folder, keep, ranks, say
+        self._group = ranks.host_group()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._wrote = False
@@ -117,7 +118,7 @@ class Saver:
         part = target.with_name(target.name + ".part")
         try:
             self._all(partial(_empty, part) if self.ranks.leads else list)
-            distributed.write(part, tensors, self.ranks.writers)
+            distributed.write(part, tensors, self._group)
             files = self._all(lambda: [(path.name, path.stat().st_size, digest(path)) for path in self._mine(part)])
             facts["files"] = {name: [size, sum_] for name, size, sum_ in files}
             self._all(partial(self._appear, part, target, facts) if self.ranks.leads else list)
@@ -154,9 +155,9 @@ class Saver:
             made = make()
         except OSError as error:
             faults = [f"{error}"]
-        if all_faults := self.ranks.gather(faults, self.ranks.writers):
+        if all_faults := self.ranks.gather(faults, self._group):
             raise OSError("; ".join(all_faults))
-        return self.ranks.gather(made, self.ranks.writers)
+        return self.ranks.gather(made, self._group)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ def restore_weights(checkpoint: Path, model: nn.Module, ranks: Ranks) -> None:
     """
     held = distributed.describe(checkpoint)
     into = {f"model.{name}": p.detach() for name, p in model.named_parameters() if f"model.{name}" in held}
-    distributed.read(checkpoint, into, ranks.writers)
+    distributed.read(checkpoint, into, ranks.readers)
 
 
 def restore_optimizer(checkpoint: Path, optimizer: Optimizers, model: nn.Module, ranks: Ranks) -> None:
@@ -123,7 +123,7 @@ def restore_optimizer(checkpoint: Path, optimizer: Optimizers, model: nn.Module,
             into[key] = (
                 torch.empty(held[key].size, dtype=dtype) if like is None else torch.zeros_like(like, dtype=dtype)
             )
-    distributed.read(checkpoint, into, ranks.writers)
+    distributed.read(checkpoint, into, ranks.readers)
     for number, (one, names) in enumerate(_by_name(optimizer, model)):
         states: dict[str, dict[str, Any]] = {}
         numbers: dict[str, Tensor] = {}
@@ -150,7 +150,7 @@ def restore_rng(checkpoint: Path, ranks: Ranks) -> None:
     held = distributed.describe(checkpoint)
     prefix = f"rng.{ranks.rank % read_facts(checkpoint)['ranks']}."
     into = {key: torch.empty(held[key].size, dtype=torch.uint8) for key in held if key.startswith(prefix)}
-    distributed.read(checkpoint, into, ranks.writers)
+    distributed.read(checkpoint, into, ranks.readers)
     torch.set_rng_state(into[f"{prefix}cpu"])
     if f"{prefix}device" in into and ranks.device.type != "cpu":
         torch.get_device_module(ranks.device).set_rng_state(into[f"{prefix}device"], ranks.device)

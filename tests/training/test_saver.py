@@ -4,8 +4,10 @@ import os
 import resource
 from contextlib import contextmanager
 
+import launching
 import pytest
 import tiny
+import together
 import torch
 
 from osum_npu.checkpoints import distributed
@@ -134,3 +136,33 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
             one.save(7, {"model.weight": torch.full((3,), value)}, {})
     newest = newest_whole(tmp_path, Ranks(World(), "gloo", torch.device("cpu")), pytest.fail)
     assert distributed.read_model(newest)["weight"].tolist() == [2.0] * 3
+
+
+def _write_two_at_once(rank, port, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    ranks = Ranks(World(rank=rank, local_rank=rank, world_size=2), "gloo", torch.device("cpu"))
+    savers = {name: Saver(folder / name, 2, ranks, pytest.fail) for name in ("checkpoints", "best")}
+    for step in range(1, 6):
+        # the ranks' threads need not take turns alike: here they never do
+        for name in sorted(savers, reverse=bool(rank)):
+            numbers = torch.full((1000 if name == "best" else 3000,), float(step))
+            savers[name].save(step, {f"model.{name}": numbers}, {"of": name})
+    for saver in savers.values():
+        saver.finish(needed=True)
+    ranks.leave()
+
+
+def test_the_best_and_the_newest_are_written_at_the_same_time(tmp_path):
+    port = launching.free_port()
+    processes = [together.CONTEXT.Process(target=_write_two_at_once, args=(rank, port, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
+    for name, length in (("checkpoints", 3000), ("best", 1000)):
+        assert [path.name for path in checkpoints(tmp_path / name)] == ["step_00000004", "step_00000005"]
+        newest = newest_whole(tmp_path / name, Ranks(World(), "gloo", torch.device("cpu")), pytest.fail)
+        assert read_facts(newest)["of"] == name
+        assert distributed.read_model(newest)[name].tolist() == [5.0] * length
