@@ -263,13 +263,13 @@ def _race(
     mine = sides["ours"].model
     assert isinstance(mine, SpeechLLM)
     rates: dict[str, list[float]] = {name: [] for name in names}
-    shares, ceilings = [], []
+    uses = []
     for name in names:
         sides[name].step(batches[0])
+    ceilings = [gemm_rate()]
     for turn in tqdm(range(rounds), desc=f"{str(dtype)[6:]} {vocabulary}", leave=False):
         part = [batches[(turn * STEPS + i) % len(batches)] for i in range(STEPS)]
         sound = sum(batch.seconds for batch in part)
-        ceilings.append(gemm_rate())
         for name in names:
             began = time.process_time()
             for batch in part:
@@ -277,12 +277,13 @@ def _race(
             spent = time.process_time() - began
             rates[name].append(sound / spent)
             if name == "ours":
-                shares.append(sum(needed(mine, batch) for batch in part) / spent / ceilings[-1])
-    ceilings.append(gemm_rate())
+                uses.append(sum(needed(mine, batch) for batch in part) / spent)
+        ceilings.append(gemm_rate())
     moved = max(ceilings) / min(ceilings) - 1
     return {
         "seconds_of_sound_by_cpu_second": {name: statistics.median(values) for name, values in rates.items()},
-        "share": statistics.median(shares),
+        # each turn over the mean of the ceilings before and behind it
+        "share": statistics.median(use / statistics.mean(ceilings[i : i + 2]) for i, use in enumerate(uses)),
         "ceiling_gflops": statistics.median(ceilings) / 1e9,
         "moved": moved,
         "void": moved > STEADY,
@@ -348,7 +349,7 @@ def main() -> None:
     for dtype in [getattr(torch, name) for name in dtypes]:
         memory = {name: peak(name, dtype, batches) for name in ("ours", "padded")}  # first, while this process is small
         # races of few sides are short, and in a short one the ceiling moves less
-        alone = race(["ours"], VOCABULARY, dtype, batches, 2 * args.rounds)
+        alone = race(["ours"], VOCABULARY, dtype, batches, args.rounds)
         races = {
             "vs_padded": race(["ours", "padded"], VOCABULARY, dtype, batches, args.rounds),
             "vs_padded_small_vocabulary": race(["ours", "padded"], SMALL_VOCABULARY, dtype, batches, args.rounds),

@@ -208,6 +208,21 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return (F.silu(_wide(gate)) * _wide(up)).to(gate.dtype)
 
 
+_CLASSES = 512
+"""Rows of a projection in one product on a CPU, whose libraries reach twice the rate there of a product with all."""
+
+
+def _logits(hidden_NC: Tensor, weight_VC: Tensor) -> Tensor:
+    """Return ``hidden @ weight.T``."""
+    if not hidden_NC.is_cpu or hidden_NC.dtype is torch.bfloat16 or torch.is_autocast_enabled("cpu"):
+        return hidden_NC @ weight_VC.T
+    product_NV = hidden_NC.new_empty(len(hidden_NC), len(weight_VC))
+    for start in range(0, len(weight_VC), _CLASSES):
+        rows = slice(start, start + _CLASSES)
+        torch.mm(hidden_NC, weight_VC[rows].T, out=product_NV[:, rows])
+    return product_NV
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Makes the gradients together with the loss, so that the logits of a chunk are made once and dropped at once."""
 
@@ -222,7 +237,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=wide, device=hidden_NC.device)
         for start in range(0, len(labels_N), chunk):
             hidden, labels = hidden_NC[start : start + chunk], labels_N[start : start + chunk, None]
-            product = hidden @ weight_VC.T
+            product = _logits(hidden, weight_VC)
             logits = product.to(wide)
             normaliser = logits.logsumexp(-1, keepdim=True)
             loss += (normaliser - logits.gather(1, labels)).sum()
@@ -245,7 +260,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _linear_cross_entropy_cases(rng: Generator) -> Iterator[dict[str, Any]]:
-    for N, C, V, chunk in [(7, 16, 33, 3), (1, 8, 5, 64), (64, 48, 501, 16)]:
+    for N, C, V, chunk in [(7, 16, 33, 3), (1, 8, 5, 64), (64, 48, 515, 16)]:
         yield {
             "hidden_NC": torch.randn(N, C, generator=rng),
             "weight_VC": torch.randn(V, C, generator=rng) * C**-0.5,

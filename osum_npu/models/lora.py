@@ -29,7 +29,11 @@ def add_lora(llm: nn.Module, settings: LoraSettings) -> None:
     from peft import inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
-    inject_adapter_in_model(peft_config(settings), llm)
+    from osum_npu.models.lora_linear import LoraLinear
+
+    config = peft_config(settings)
+    config._register_custom_module({nn.Linear: LoraLinear})
+    inject_adapter_in_model(config, llm)
     for module in llm.modules():
         if isinstance(module, LoraLayer) and settings.dropout:
             module.lora_dropout.update({name: Dropout(settings.dropout) for name in module.lora_dropout})

@@ -2,10 +2,11 @@ import copy
 
 import pytest
 import torch
+from peft import inject_adapter_in_model
 from torch import nn
 
 from osum_npu.models.llm import build_llm
-from osum_npu.models.lora import LoraSettings, add_lora, fold_lora, is_lora
+from osum_npu.models.lora import LoraSettings, add_lora, fold_lora, is_lora, peft_config
 from osum_npu.parity import relative_error
 
 SIZES = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 31}
@@ -79,6 +80,33 @@ def test_gradients_reach_both_factors_and_dropout_acts_in_training():
     assert [name for name, p in factors.items() if p.grad is None or not p.grad.any()] == []
     llm.train()
     assert not torch.equal(llm(IDS).logits, llm(IDS).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_layer_computes_what_peft_s_own_does(dtype, autocast):
+    """Also over weights of a narrower dtype, where the order of sums costs a unit in the last place."""
+    computed = []
+    for add in (lambda llm: add_lora(llm, SETTINGS), lambda llm: inject_adapter_in_model(peft_config(SETTINGS), llm)):
+        layers = nn.ModuleDict({"q_proj": nn.Linear(24, 40)})
+        add(layers.to(dtype))
+        layer = layers["q_proj"]
+        for number, (name, parameter) in enumerate(layer.named_parameters()):
+            parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)).to(
+                torch.float32 if is_lora(name) else dtype
+            )
+        layer.lora_dropout["default"] = nn.Dropout(0.5)
+        x_BLC = torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(9)).to(dtype).requires_grad_()
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y_BLC = layer.train()(x_BLC)
+        y_BLC.float().square().sum().backward()
+        learned = [p.grad for name, p in layer.named_parameters() if is_lora(name)]
+        computed.append([y_BLC, x_BLC.grad, *learned])
+    rough = autocast or dtype is torch.bfloat16
+    for got, want in zip(*computed, strict=True):
+        assert (got.dtype, got.shape) == (want.dtype, want.shape)
+        assert relative_error(got, want) <= (5e-2 if rough else 1e-5)
 
 
 def test_size_is_osum_s():

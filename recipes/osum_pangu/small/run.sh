@@ -23,7 +23,7 @@ learn follow ${sources[@]+"${sources[@]}"} model.path="$out/understand/model" ou
 evaluate() { osum-npu eval --model "$out/$1/model" --data "$out/corpus/test.jsonl" --tasks "$tasks" --natural "${@:2}"; }
 stages=()
 for stage in understand intents follow_without_stage2; do
-    short=(--limit 200 --out "$out/report_$stage")
+    short=(--limit 100 --out "$out/report_$stage")
     # before stage 3 a model knows no fixed wordings but tags
     [[ $stage == follow* ]] || short+=(--prompts recipes/osum_pangu/tags.yaml)
     evaluate "$stage" "${short[@]}"
