@@ -209,7 +209,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 _CLASSES = 512
-"""Rows of a projection in one product on a CPU, whose libraries reach twice the rate there of a product with all."""
+"""Rows of a projection in one product on a CPU: up to twice as fast there as one product with all of them."""
 
 
 def _logits(hidden_NC: Tensor, weight_VC: Tensor) -> Tensor:
