@@ -1,4 +1,4 @@
-"""What people say when they want something: instructions in natural language, put together from ``instructions.yaml``.
+"""What people say when they want something: instructions in natural language, put together from parts.
 
 An instruction is one wish or several, in a frame, as sentences of their own or as a list of things, with or without an
 opening, chatter, and a word on what is *not* wanted. Labels are answered in the order in which they are wished for; the
@@ -71,20 +71,20 @@ def spell_out(pattern: str) -> tuple[str, ...]:
 
 @cache
 def parts(lang: str, split: Split) -> Mapping[str, Any]:
-    """Return the parts of a language and split, as ``instructions.yaml`` explains them; lists are :class:`Phrases`."""
+    """Return the parts of a language and split, as ``instructions_*.yaml`` explain them; lists are :class:`Phrases`."""
 
     def read(told: Any) -> Any:
         if isinstance(told, Mapping):
             return {name: read(each) for name, each in told.items()}
         return told if isinstance(told[0], list) else Phrases(tuple(map(spell_out, told)))
 
-    found: Mapping[str, Any] = read(_table()[lang][split])
+    found: Mapping[str, Any] = read(_table(lang)[split])
     return found
 
 
 @cache
-def _table() -> dict[str, Any]:
-    text = files("osum_npu.tasks").joinpath("instructions.yaml").read_text("utf-8")
+def _table(lang: str) -> dict[str, Any]:
+    text = files("osum_npu.tasks").joinpath(f"instructions_{lang}.yaml").read_text("utf-8")
     # libyaml's reader takes a tenth of the time, where PyYAML has been built with it
     table: dict[str, Any] = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return table
